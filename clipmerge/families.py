@@ -101,7 +101,7 @@ def tower_of(layers: Iterable[str]) -> Literal["full", "vision", "text"]:
 
 
 def is_index_buffer(name: str) -> bool:
-    """Whether a tensor has indices of positions or token types, as only old checkpoints do."""
+    """Whether a tensor holds indices of positions or token types, as only old checkpoints do."""
     return name.endswith((".position_ids", ".token_type_ids"))
 
 
@@ -163,6 +163,7 @@ TIMM = Family(
 VISION_TEXT_DUAL_ENCODER = Family(
     name="VisionTextDualEncoder",
     model_type="vision-text-dual-encoder",
+    marks=("text_model.encoder.layer.", "vision_model."),
     renames=(
         # a CLIP tower, as transformers 4 wrote it
         (r"^(vision|text)_model\.\1_model\.", r"\1_model."),
@@ -216,7 +217,7 @@ FAMILIES = (
     replace(SIGLIP, name="SigLIP 2", model_type="siglip2", model_class="Siglip2Model"),
     # Meta's worldwide model: CLIP's architecture and names, its own configuration
     replace(CLIP, name="MetaCLIP 2", model_type="metaclip_2", model_class="MetaClip2Model"),
-    replace(VISION_TEXT_DUAL_ENCODER, marks=("text_model.encoder.layer.", "vision_model.")),
+    VISION_TEXT_DUAL_ENCODER,
     CLIP,
     OPEN_CLIP,
     TIMM,

@@ -7,10 +7,9 @@ download silently uses an old copy when the Hub does not answer.
 from __future__ import annotations
 
 import contextlib
-import glob
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from clipmerge.errors import ClipmergeError, HubError
 from clipmerge.types import Names
 
 _TIMEOUT = 60.0  # seconds for the answer that names the commit
-_NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?"
-_ID = re.compile(rf"(?:hf://)?(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^\s@]+))?", re.ASCII)
-_DATASET = re.compile(rf"hf://datasets/(?P<repo>{_NAME}/{_NAME})(?:@[^:\s]+)?(?::\S+)?", re.ASCII)
-_FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".json", ".yaml", ".git")
+_ID = re.compile(r"(?:hf://)?(\w[\w.-]*/\w[\w.-]*)(?:@([^\s@]+))?", re.ASCII)
+# Names that the Hub refuses, and names of files: these are paths that do not exist.
+_NO_MODEL = re.compile(r"--|\.\.|\.(?:safetensors|bin|pt|pth|ckpt|pkl|json|yaml|git)$")
 _LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN, with a token that permits this."
 # The next step by class of the error, looked up along the method resolution order. Classes are
 # named by text, so that none need be imported: the client has changed its HTTP library.
@@ -38,89 +36,67 @@ _TRY_AGAIN = "Try again later; HF_HUB_OFFLINE=1 reads from the cache."
 
 
 @dataclass(frozen=True)
-class HubId:
-    """The id of a model on the Hub, and a revision: a branch, a tag or a commit."""
-
-    repo_id: str
-    revision: str | None = None  # ``None`` is the default branch
-
-    def __str__(self) -> str:
-        return self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
-
-
-def parse_hub_id(source: str) -> HubId | None:
-    """Parse ``org/name`` or ``org/name@revision``, perhaps after ``hf://``; ``None`` for other
-    texts.
-
-    Example:
-        >>> parse_hub_id("hf://openai/clip-vit-base-patch32@refs/pr/3")
-        HubId(repo_id='openai/clip-vit-base-patch32', revision='refs/pr/3')
-        >>> parse_hub_id("./models/clip") is None
-        True
-    """
-    match = _ID.fullmatch(source)
-    if match is None:
-        return None
-    repo_id = match["repo"]
-    if "--" in repo_id or ".." in repo_id or repo_id.endswith(_FILE_SUFFIXES):
-        return None
-    return HubId(repo_id, match["revision"])
-
-
-@dataclass(frozen=True)
 class Snapshot:
     """A model on the Hub at one commit, and the names of its files."""
 
-    hub_id: HubId  # its revision is the commit
-    files: Names = field(default=(), repr=False)
+    repo_id: str
+    revision: str  # the commit
+    files: Names = field(repr=False)
     notes: Names = ()  # offline: the files are those in the cache, and the Hub was not asked
 
-    @property
-    def revision(self) -> str:
-        """The commit."""
-        return str(self.hub_id.revision)
+    def __str__(self) -> str:
+        return f"{self.repo_id}@{self.revision}"
 
-    def download(self, names: Iterable[str]) -> Path:
-        """Download files into the cache, and return their folder."""
+    def download(self, patterns: list[str]) -> Path:
+        """Download the files whose names match a pattern into the cache, and return their
+        folder.
+        """
         import huggingface_hub
 
-        with as_hub_errors(f"downloading {self.hub_id}"):
+        with as_hub_errors(f"downloading {self}"):
             folder = huggingface_hub.snapshot_download(
-                self.hub_id.repo_id,
-                revision=self.revision,
-                allow_patterns=[glob.escape(name) for name in names],
+                self.repo_id, revision=self.revision, allow_patterns=patterns
             )
         return Path(folder)
 
 
-def resolve_revision(hub_id: HubId) -> Snapshot:
-    """Ask the Hub for the commit of a revision; with ``HF_HUB_OFFLINE`` set, look in the cache."""
+def find_snapshot(source: str) -> Snapshot | None:
+    """Ask the Hub for the commit of ``org/name`` or ``org/name@revision``, perhaps after ``hf://``;
+    with ``HF_HUB_OFFLINE`` set, look in the cache. Return ``None`` for other texts.
+
+    Example:
+        >>> find_snapshot("./models/clip") is None
+        True
+    """
+    match = _ID.fullmatch(source)
+    if match is None or _NO_MODEL.search(match[1]):
+        return None
     from huggingface_hub import HfApi, constants, snapshot_download
 
-    with as_hub_errors(f"reading {hub_id}"):
+    repo_id, revision = match.groups()
+    with as_hub_errors(f"reading {source}"):
         if constants.HF_HUB_OFFLINE:
             # no file is asked for, so only the folder has to exist
-            cached = snapshot_download(hub_id.repo_id, revision=hub_id.revision, allow_patterns=[])
-            folder = Path(cached)
-            sha = folder.name
-            cached_names = [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
-            note = f"HF_HUB_OFFLINE is set: {hub_id} is the cached commit {sha}, not checked"
-            return Snapshot(replace(hub_id, revision=sha), tuple(sorted(cached_names)), (note,))
+            folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[]))
+            names = [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
+            note = (
+                f"HF_HUB_OFFLINE is set: {source} is the cached commit {folder.name}, not checked"
+            )
+            return Snapshot(repo_id, folder.name, tuple(sorted(names)), (note,))
         info: Any = HfApi(library_name="clipmerge").model_info(
-            hub_id.repo_id, revision=hub_id.revision, timeout=_TIMEOUT
+            repo_id, revision=revision, timeout=_TIMEOUT
         )
-    _remember_commit(hub_id, info.sha)
-    names = tuple(item.rfilename for item in info.siblings or ())
-    return Snapshot(replace(hub_id, revision=info.sha), names)
+    _remember_commit(repo_id, revision or "main", info.sha)
+    return Snapshot(repo_id, info.sha, tuple(file.rfilename for file in info.siblings or ()))
 
 
-def _remember_commit(hub_id: HubId, sha: str) -> None:
+def _remember_commit(repo_id: str, revision: str, sha: str) -> None:
     """Store in the cache which commit the revision is, as the client does, for offline use."""
     from huggingface_hub import constants
 
-    folder = f"models--{hub_id.repo_id.replace('/', '--')}"
-    ref = Path(constants.HF_HUB_CACHE, folder, "refs", hub_id.revision or "main")
-    if hub_id.revision != sha:
+    folder = f"models--{repo_id.replace('/', '--')}"
+    ref = Path(constants.HF_HUB_CACHE, folder, "refs", revision)
+    if revision != sha:
         with contextlib.suppress(OSError):  # a read-only cache must not stop the download
             ref.parent.mkdir(parents=True, exist_ok=True)
             ref.write_text(sha, encoding="ascii")
@@ -151,5 +127,5 @@ def dataset_repo(source: str | None) -> str | None:
         >>> dataset_repo("hf://datasets/acme/cars@main:test"), dataset_repo("cars")
         ('acme/cars', None)
     """
-    match = _DATASET.fullmatch(source or "")
-    return match["repo"] if match else None
+    match = re.match(r"hf://datasets/([\w.-]+/[\w.-]+)", source or "")
+    return match[1] if match else None

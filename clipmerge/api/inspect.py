@@ -13,7 +13,7 @@ from clipmerge.api._pair import CheckpointLike, Pair, as_addresses
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints, open_checkpoints
 from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.errors import UsageError
-from clipmerge.files.safetensors import DTYPES
+from clipmerge.files.safetensors import DTYPES, byte_size
 from clipmerge.options import InspectOptions, PlanOptions
 from clipmerge.planning import Rows, Tabular
 from clipmerge.progress import Journal, Progress
@@ -158,8 +158,8 @@ def _describe_all_tensors(checkpoint: Checkpoint) -> Json:
     return {
         "parameters": len(entries),
         "size": sum(entry.size for entry in entries),
-        "bytes": sum(entry.size * DTYPES[entry.dtype][1] for entry in entries),
-        "dtypes": sorted({DTYPES[entry.dtype][0] for entry in entries}),
+        "bytes": sum(byte_size(entry.dtype, entry.shape) for entry in entries),
+        "dtypes": sorted({DTYPES[entry.dtype] for entry in entries}),
     }
 
 

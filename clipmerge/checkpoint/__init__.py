@@ -1,14 +1,8 @@
 """Open checkpoints without reading weights, and check that they can be merged."""
 
-from clipmerge.checkpoint.alignment import (
-    Inputs,
-    Location,
-    OutputKind,
-    have_same_tensors,
-    pair_keys,
-)
+from clipmerge.checkpoint.alignment import Inputs, Location, OutputKind, pair_keys
+from clipmerge.checkpoint.mismatches import find_mismatches, settle_differences
 from clipmerge.checkpoint.opening import open_checkpoint, open_checkpoints
-from clipmerge.checkpoint.settings import setting_mismatches
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import TensorEntry
@@ -49,12 +43,9 @@ def align_checkpoints(
     Raises:
         CheckpointError: If the checkpoints are of different families, or cannot be merged.
     """
-    inputs = pair_keys(zeroshot, finetuned, missing, dtype)
-    if not have_same_tensors(inputs):
-        from clipmerge.checkpoint.mismatches import settle_differences
-
-        inputs = settle_differences(inputs, refuse=refuse)
-    if refuse:
-        for problem in setting_mismatches(inputs):
-            raise CheckpointError(problem)
+    inputs = settle_differences(pair_keys(zeroshot, finetuned, missing, dtype))
+    problems = find_mismatches(inputs) if refuse else []
+    if problems:
+        every = f". `clipmerge inspect` lists all {len(problems)} differences"
+        raise CheckpointError(problems[0] + (every if len(problems) > 1 else ""))
     return inputs

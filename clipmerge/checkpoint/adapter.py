@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from clipmerge.checkpoint.source import Checkpoint, stored_array
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.safetensors import TensorEntry
@@ -31,25 +29,21 @@ def apply_adapter(base: Checkpoint | None, adapter: Path, source: str) -> Checkp
     """Let peft merge the adapter in a folder into its base, in float32."""
     if base is None:
         raise CheckpointError(f"{source}: is an adapter, not a full model; {_MERGE_IT}")
-    config = read_side_json(adapter, CONFIG)
-    if config is None:
-        raise CheckpointError(f"{source}: has no {CONFIG} beside the adapter; copy it there")
     if base.config is None or base.family.layout != "transformers":
         raise CheckpointError(
             f"{source}: is an adapter, which peft merges into a folder of transformers, but"
             f" {base.source} is another checkpoint; {_MERGE_IT}"
         )
     keys = base.family.by_canonical_name(base.entries, base.source)
+    config = read_side_json(adapter, CONFIG) or {}
     merged = _merged_by_peft(base, adapter, config, source)
     entries = dict(base.entries)
-    for name, ours in base.family.by_canonical_name(merged, source).items():
-        values = merged[ours].detach()
-        key = keys.get(name, name)
-        form = partial(stored_array, values)
-        if key not in entries:  # such as a classifier
-            entries[key] = TensorEntry(adapter, "F32", tuple(values.shape), 0, 0, form)
-        elif not np.array_equal(base.tensor(key).float().numpy(), values.numpy()):
-            entries[key] = replace(entries[key], dtype="F32", form=form)
+    for name, key in base.family.by_canonical_name(merged, source).items():
+        form = partial(stored_array, merged[key])
+        # a classifier may be in the adapter only
+        entries[keys.get(name, name)] = TensorEntry(
+            adapter, "F32", tuple(merged[key].shape), form=form
+        )
     trained_on = str(config.get("base_model_name_or_path") or "")
     note = (
         f"{source}: was trained on '{trained_on}' and is applied to {base.source}; make sure that"
@@ -98,7 +92,7 @@ def _merged_by_peft(
             return dict(adapted.merge_and_unload().named_parameters())
     except CheckpointError:
         raise
-    except Exception as error:  # peft raises whatever the file makes torch raise
+    except Exception as error:  # peft passes on every error of torch
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"{source}: peft cannot apply this adapter to {base.source} ({reason}); {_MERGE_IT}"

@@ -164,20 +164,15 @@ class Inputs:
 
     def zeroshot_entry(self, name: str) -> TensorEntry:
         """Return the entry of a zero-shot parameter in its file."""
-        key = self.zeroshot_keys[name]
-        return self.zeroshot.entries[key]
+        return self.zeroshot.entries[self.zeroshot_keys[name]]
 
-    def theta_0(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Read a zero-shot parameter; see `Checkpoint.tensor`."""
-        key = self.zeroshot_keys[name]
-        return self.zeroshot.tensor(key, start, stop)
+    def theta_0(self, name: str) -> Tensor:
+        """Read a zero-shot parameter."""
+        return self.zeroshot.tensor(self.zeroshot_keys[name])
 
-    def theta_1(
-        self, name: str, start: int = 0, stop: int | None = None, *, which: int = 0
-    ) -> Tensor:
-        """Read a parameter of one of the fine-tuned checkpoints; see `Checkpoint.tensor`."""
-        key = self.finetuned_keys[which][name]
-        return self.finetuned[which].tensor(key, start, stop)
+    def theta_1(self, name: str, *, which: int = 0) -> Tensor:
+        """Read a parameter of one of the fine-tuned checkpoints."""
+        return self.finetuned[which].tensor(self.finetuned_keys[which][name])
 
     def entries(self, name: str) -> list[TensorEntry]:
         """Return the entries of a tensor in all checkpoints that have it, zero-shot first."""
@@ -228,17 +223,4 @@ def pair_keys(
         missing=missing,
         dtype=dtype,
         notes=[note for one in checkpoints for note in one.notes],
-    )
-
-
-def have_same_tensors(inputs: Inputs) -> bool:
-    """Whether the tensors of all checkpoints have the same names, shapes and dtypes, no head was
-    built, and every checkpoint has a configuration.
-    """
-    for name, locations in inputs.locations.items():
-        kinds = {(entry.shape, entry.dtype) for entry in inputs.entries(name)}
-        if len(kinds) > 1 or len(locations) <= len(inputs.finetuned):
-            return False
-    return all(one.config is not None for one in inputs.checkpoints) and (
-        not inputs.zeroshot.has_built_head
     )

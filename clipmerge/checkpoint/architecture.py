@@ -25,7 +25,7 @@ _DIMENSIONS = (
 def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
     """Give weights without a configuration the configuration of a named architecture.
 
-    The configuration is written to a folder in the user's cache, which then is the folder of the
+    The configuration is written to a folder in the user's cache, which becomes the folder of the
     checkpoint's side files.
     """
     if checkpoint.config is not None:
@@ -44,7 +44,7 @@ def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
     notes = checkpoint.notes
     other = f"{model}-quickgelu"
     if other in open_clip.list_models():  # weights do not show the activation
-        note = f"taken as {model} with GELU; weights trained from OpenAI's are {other}"
+        note = f"read as {model}, with GELU; weights trained from OpenAI's need {other}"
         notes = (*notes, note)
     return replace(checkpoint, folder=folder, config=config, architecture=model, notes=notes)
 
@@ -85,5 +85,5 @@ def _check_shapes(checkpoint: Checkpoint, model: str, config: Json) -> None:
         if entry is not None and size not in (None, entry.shape[dimension]):
             raise CheckpointError(
                 f"{checkpoint.source}: is not a {model}: {key} has shape {entry.shape}, but the"
-                f" {setting} of a {model} is {size}; give the name that open_clip trained it under"
+                f" {setting} of a {model} is {size}; give the name under which open_clip trained it"
             )

@@ -10,16 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import filterfalse
 
 from clipmerge.errors import CheckpointError, counted, shorten
-from clipmerge.families import Layout
+from clipmerge.families import Layout, is_index_buffer
 from clipmerge.types import Names
 
 _BLOCK = re.compile(r"(?:resblocks|layers)\.(\d+)\.")
-# Tensors that are no parameters: causal masks, position ids, and integers in OpenAI's archives.
-_BUFFERS = re.compile(
-    r"(text\.)?attn_mask|(vision|text)_model\.embeddings\.position_ids|input_resolution|context_length|vocab_size"
-)
 # Keys outside the blocks, without the tower's prefix: OpenCLIP's, then transformers'.
 _VISION = {
     "class_embedding": "embeddings.class_embedding",
@@ -36,6 +33,10 @@ _TEXT = {
     "ln_final.weight": "final_layer_norm.weight",
     "ln_final.bias": "final_layer_norm.bias",
 }
+_PROJECTIONS = (
+    ("visual.proj", ("visual_projection.weight",)),
+    ("text_projection", ("text_projection.weight",)),
+)
 # Modules of a block, each with a weight and a bias.
 _MODULES = {
     "ln_1": "layer_norm1",
@@ -48,32 +49,32 @@ _MODULES = {
 
 @dataclass(frozen=True)
 class Match:
-    """The key of one tensor in OpenCLIP's layout, and its counterpart's in transformers'."""
+    """Names of the same values in a checkpoint's layout and in the other one."""
 
-    open_clip: str
-    transformers: Names  # three keys if the tensors are stacked along the first dimension
-    transposed: bool = False
+    stored: Names  # three if they are stacked along the first dimension of the other tensor
+    wanted: Names  # three if they are parts of one stacked tensor
+    transposed: bool
 
 
-def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") -> list[Match]:
-    """Match each key of a plain ViT CLIP, or of a part of one, with its counterpart in the other
-    layout.
+def match_keys(keys: Iterable[str], layout: Layout) -> list[Match]:
+    """Match each canonical name of a plain ViT CLIP, or of a part of one, with its counterpart in
+    the other layout.
     """
-    names = {key for key in keys if not _BUFFERS.fullmatch(key)}
+    names = set(filterfalse(is_index_buffer, keys))
     blocks = sorted({int(block[1]) for key in names if (block := _BLOCK.search(key))})
-    matches = [
-        Match("logit_scale", ("logit_scale",)),
-        Match("visual.proj", ("visual_projection.weight",), transposed=True),
-        Match(f"{text_prefix}text_projection", ("text_projection.weight",), transposed=True),
+    pairs = [
+        ("logit_scale", ("logit_scale",)),
+        *_PROJECTIONS,
         *_match_tower("visual.", "vision_model.", _VISION, blocks),
-        *_match_tower(text_prefix, "text_model.", _TEXT, blocks),
+        *_match_tower("", "text_model.", _TEXT, blocks),
     ]
     found = []
-    for match in matches:
-        stored = {match.open_clip} if layout == "open-clip" else {*match.transformers}
-        if stored <= names:
-            found.append(match)
-            names -= stored
+    for pair in pairs:
+        ours, theirs = pair
+        stored, wanted = ((ours,), theirs) if layout == "open-clip" else (theirs, (ours,))
+        if names.issuperset(stored):
+            found.append(Match(stored, wanted, pair in _PROJECTIONS))
+            names.difference_update(stored)
     if names:
         other = "a transformers CLIPModel" if layout == "open-clip" else "OpenCLIP"
         raise CheckpointError(
@@ -86,14 +87,16 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
 
 def _match_tower(
     ours: str, theirs: str, outside: dict[str, str], blocks: list[int]
-) -> Iterator[Match]:
-    """Match the keys of one tower, whose names begin with ``ours`` and ``theirs``."""
+) -> Iterator[tuple[str, Names]]:
+    """Yield OpenCLIP's and transformers' names of one tower, which begin with ``ours`` and
+    ``theirs``.
+    """
     for name, other in outside.items():
-        yield Match(ours + name, (theirs + other,))
+        yield ours + name, (theirs + other,)
     for number in blocks:
         block, layer = f"{ours}transformer.resblocks.{number}", f"{theirs}encoder.layers.{number}"
         for part in ("weight", "bias"):
             stacked = tuple(f"{layer}.self_attn.{name}_proj.{part}" for name in "qkv")
-            yield Match(f"{block}.attn.in_proj_{part}", stacked)
+            yield f"{block}.attn.in_proj_{part}", stacked
             for name, other in _MODULES.items():
-                yield Match(f"{block}.{name}.{part}", (f"{layer}.{other}.{part}",))
+                yield f"{block}.{name}.{part}", (f"{layer}.{other}.{part}",)

@@ -10,23 +10,15 @@ from typing import cast, get_args
 from clipmerge.checkpoint.alignment import Inputs, OutputKind
 from clipmerge.checkpoint.settings import setting_mismatches
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
-from clipmerge.errors import CheckpointError, counted, shorten
+from clipmerge.errors import counted, shorten
 from clipmerge.families import is_counter, is_index_buffer, tower_of
 from clipmerge.files.safetensors import DTYPES
 from clipmerge.layers import HEAD
 from clipmerge.types import OutputDtype
 
-_TOWER_WORDS = {
-    "full": "both towers",
-    "vision": "the vision tower only",
-    "text": "the text tower only",
-}
 
-
-def settle_differences(inputs: Inputs, *, refuse: bool) -> Inputs:
-    """Note the differences, and choose the output's dtype. Raise an error if tensors cannot be
-    merged.
-    """
+def settle_differences(inputs: Inputs) -> Inputs:
+    """Note the differences that do not prevent a merge, and choose the output's dtype."""
     inputs = _without_other_head(inputs)
     inputs.notes.extend(_describe_differences(inputs))
     dtype = _finetuned_dtype(inputs)
@@ -36,9 +28,6 @@ def settle_differences(inputs: Inputs, *, refuse: bool) -> Inputs:
             f" fine-tuned one, {dtype} (`dtype` names another)"
         )
         inputs = replace(inputs, dtype=dtype)
-    if refuse:
-        for problem in _tensor_mismatches(inputs, every=False):
-            raise CheckpointError(problem)
     return inputs
 
 
@@ -49,8 +38,8 @@ def _without_other_head(inputs: Inputs) -> Inputs:
         ours, *theirs = (entry.shape for entry in inputs.entries(name))
         if theirs and theirs[0] != ours:
             inputs.notes.append(
-                f"{inputs.zeroshot.source}: its head has {ours[0]} rows and the fine-tuned one's"
-                f" {theirs[0][0]}, so it is left out"
+                f"{inputs.zeroshot.source}: its head has {ours[0]} rows, but the fine-tuned one"
+                f" has {theirs[0][0]}, so it is left out"
             )
             kept = {name: key for name, key in inputs.zeroshot_keys.items() if name not in head}
             return replace(inputs, zeroshot_keys=kept)
@@ -58,7 +47,8 @@ def _without_other_head(inputs: Inputs) -> Inputs:
 
 
 def _finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
-    """Return the one dtype of the fine-tuned weights if the zero-shot weights have another.
+    """Return the dtype of the fine-tuned weights if all have the same one, and the zero-shot
+    weights have another.
 
     It is ``None`` for an adapter, whose merge has the dtype of its base.
     """
@@ -66,31 +56,26 @@ def _finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
         return None
     zeroshot, finetuned = set(), set()
     for name in filter(inputs.merges, inputs.zeroshot_keys):
-        ours, *theirs = (DTYPES[entry.dtype][0] for entry in inputs.entries(name))
+        ours, *theirs = (DTYPES[entry.dtype] for entry in inputs.entries(name))
         zeroshot.add(ours)
         finetuned.update(theirs)
-    known = finetuned & {*get_args(OutputDtype)}
-    is_one = len(known) == len(finetuned) == 1 and finetuned != zeroshot
-    return cast(OutputDtype, known.pop()) if is_one else None
+    if len(finetuned) != 1 or finetuned == zeroshot:
+        return None
+    dtype = finetuned.pop()
+    return cast(OutputDtype, dtype) if dtype in get_args(OutputDtype) else None
 
 
 def find_mismatches(inputs: Inputs) -> list[str]:
-    """List the differences that prevent a merge, one line for each tensor or setting."""
-    return [*_tensor_mismatches(inputs, every=True), *setting_mismatches(inputs)]
-
-
-def _tensor_mismatches(inputs: Inputs, *, every: bool) -> list[str]:
-    """Describe the tensors that prevent a merge, the most informative description first.
-
-    Without ``every``, only the first tensor that differs is named.
+    """List the differences that prevent a merge, one line for each tensor or setting. The first
+    line is the most informative.
     """
     zeroshot = inputs.zeroshot
     problems = []
     tower = tower_of(inputs.layers)
     if tower not in ("full", inputs.tower):
         problems.append(
-            f"{zeroshot.source}: holds the {tower} tower only, and the fine-tuned checkpoint "
-            f"{_TOWER_WORDS[inputs.tower]}; give the zero-shot model that was fine-tuned"
+            f"{zeroshot.source}: holds the {tower} tower only, unlike the fine-tuned checkpoint;"
+            " give the zero-shot model that was fine-tuned"
         )
     has_new_head = inputs.output is OutputKind.FINETUNED_CLASSIFIER
     if has_new_head and len(inputs.finetuned) > 1 and not zeroshot.has_built_head:
@@ -99,76 +84,63 @@ def _tensor_mismatches(inputs: Inputs, *, every: bool) -> list[str]:
             " can be kept; give one of them, or a base with a head for the same classes"
         )
     for which, finetuned in enumerate(inputs.finetuned):
-        found = [*_differing_tensors(inputs, which, every=every), *_key_mismatches(inputs, which)]
-        problems += [f"{finetuned.source}: {problem}" for problem in found]
-    # names of scales and biases are the same in many models
-    if not problems and not any("." in layer for layer in inputs.merged_layers):
-        problems.append(
-            f"{inputs.finetuned[0].source}: has no weight in common with {zeroshot.source},"
-            f" so there is nothing to merge; is it of the family {inputs.family.name}?"
-        )
+        for problem in _tensor_mismatches(inputs, which):
+            problems.append(f"{finetuned.source}: {problem}")
     is_open_clip = inputs.family.config == OPEN_CLIP_CONFIG
-    needs_config = is_open_clip or zeroshot.stored
-    if needs_config and all(one.config is None for one in inputs.checkpoints):
-        named = " or name the architecture with `model`, such as ViT-B-32" if is_open_clip else ""
+    if is_open_clip and all(one.config is None for one in inputs.checkpoints):
         problems.append(
-            f"{inputs.finetuned[0].source}: no {inputs.family.config} beside the weights says which"
-            f" model they are, so nothing could load the merge; put it there{named}"
+            f"{zeroshot.source}: no {OPEN_CLIP_CONFIG} beside the weights says which model they"
+            " are, so nothing could load the merge; put it there or name the architecture with"
+            " `model`, such as ViT-B-32"
         )
-    return problems
+    return [*problems, *setting_mismatches(inputs)]
 
 
-def _differing_tensors(inputs: Inputs, which: int, *, every: bool) -> Iterator[str]:
-    """Describe the tensors of a fine-tuned checkpoint that differ in shape or in dtype."""
+def _tensor_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
+    """Describe the differences in shapes, dtypes and keys between one fine-tuned checkpoint and the
+    zero-shot one.
+    """
     finetuned, keys = inputs.finetuned[which], inputs.finetuned_keys[which]
     shared = [name for name in _weights_in(keys) if name in inputs.zeroshot_keys]
-    # an adapter's changes are in float32, and are written in the base's dtype
-    is_converted = inputs.dtype != "keep" or finetuned.is_adapted
-    advice = "Compare both with `clipmerge inspect`."
-    dtype_advice = advice if inputs.dtype != "keep" else f"{advice} Or name one with `dtype`."
-    shapes, dtypes = [], []
-    for name in shared:
-        ours, theirs = inputs.zeroshot_entry(name), finetuned.entries[keys[name]]
-        if ours.shape != theirs.shape:
-            shapes.append((name, ours.shape, theirs.shape))
-        if ours.dtype == theirs.dtype or (is_converted and ours.is_float == theirs.is_float):
-            continue
-        dtypes.append((name, DTYPES[ours.dtype][0], DTYPES[theirs.dtype][0]))
-        if ours.is_float != theirs.is_float:
-            dtype_advice = "Integers do not merge; give weights that are not quantised."
-    of = f"of {len(shared)} tensors"
-    for differing, what, then in ((shapes, "shape", advice), (dtypes, "dtype", dtype_advice)):
-        if differing and not every:
-            number = counted(len(differing), f"{of} differs", f"{of} differ")
-            first, a, b = differing[0]
-            yield f"{number} in {what}; first {first}: zeroshot {a}, finetuned {b}. {then}"
-            continue
-        for name, a, b in differing:
-            yield f"{name} differs in {what}: zeroshot {a}, finetuned {b}"
-
-
-def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
-    """Describe the keys that only one of the zero-shot and a fine-tuned checkpoint has."""
-    ours, theirs = inputs.zeroshot_keys, inputs.finetuned_keys[which]
-    if inputs.missing != "error":
-        return
-    only_ours = [
-        name for name in _weights_in(ours) if name not in theirs and inputs.is_expected(name)
-    ]
-    only_theirs = [name for name in _weights_in(theirs) if name not in ours]
-    if not ours.keys() & theirs.keys():
+    # names outside the towers are the same in many models
+    if not any("." in inputs.layer_of[name] for name in shared):
         yield (
-            f"holds no parameter of the {inputs.family.name} model {inputs.zeroshot.source}, but"
-            f" {shorten(only_theirs)}; give the fine-tuned model as a whole, or one of its towers"
+            f"has no weight in common with {inputs.zeroshot.source}, but {shorten(keys)}; is it of"
+            f" the family {inputs.family.name}?"
         )
         return
-    if inputs.output is OutputKind.FINETUNED_CLASSIFIER:
-        only_theirs = [name for name in only_theirs if inputs.layer_of[name] != HEAD]
+    # an adapter's changes are in float32, and are written in the base's dtype
+    is_converted = inputs.dtype != "keep" or finetuned.is_adapted
+    for name in shared:
+        ours, theirs = inputs.zeroshot_entry(name), finetuned.entries[keys[name]]
+        dtypes = f"zeroshot {DTYPES[ours.dtype]}, finetuned {DTYPES[theirs.dtype]}"
+        if ours.shape != theirs.shape:
+            yield f"{name} differs in shape: zeroshot {ours.shape}, finetuned {theirs.shape}"
+        elif ours.is_float != theirs.is_float:
+            yield f"{name} differs in dtype: {dtypes}; give weights that are not quantised"
+        elif ours.dtype != theirs.dtype and not is_converted:
+            yield f"{name} differs in dtype: {dtypes}; name one with `dtype`"
+    if inputs.missing == "error":
+        yield from _key_mismatches(inputs, keys)
+
+
+def _key_mismatches(inputs: Inputs, keys: dict[str, str]) -> Iterator[str]:
+    """Describe the keys that only one of the zero-shot and a fine-tuned checkpoint has."""
+    only_ours = []
+    for name in _weights_in(inputs.zeroshot_keys):
+        if name not in keys and inputs.is_expected(name):
+            only_ours.append(name)
+    has_new_head = inputs.output is OutputKind.FINETUNED_CLASSIFIER
+    only_theirs = []
+    for name in _weights_in(keys):
+        is_new_head = has_new_head and inputs.layer_of[name] == HEAD
+        if name not in inputs.zeroshot_keys and not is_new_head:
+            only_theirs.append(name)
     for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
         if names:
             yield (
                 f"{counted(len(names), 'key is', 'keys are')} only in the {side} checkpoint:"
-                f" {shorten(names)}; if that is meant, pass `set=missing=keep-zeroshot` or"
+                f" {shorten(names)}; if this is intended, pass `set=missing=keep-zeroshot` or"
                 " `set=missing=keep-finetuned`"
             )
 
@@ -205,11 +177,11 @@ def _describe_differences(inputs: Inputs) -> Iterator[str]:
                 f" lacks are left out, and their training is lost: {shorten(lost)}"
             )
     expected = filter(inputs.is_expected, _weights_in(inputs.zeroshot_keys))
-    stay = list(filterfalse(inputs.merges, expected))
-    if stay:
+    unmerged = list(filterfalse(inputs.merges, expected))
+    if unmerged:
         yield (
-            f"{counted(len(stay), 'parameter', 'parameters')} that not every fine-tuned checkpoint"
-            f" has are not merged: {shorten(stay)}"
+            f"{counted(len(unmerged), 'parameter', 'parameters')} that not every fine-tuned"
+            f" checkpoint has are not merged: {shorten(unmerged)}"
         )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
+import glob
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
+from clipmerge.checkpoint.wrappers import unwrap
 from clipmerge.errors import CheckpointError, did_you_mean_path, shorten
 from clipmerge.families import family_of, is_open_clip
-from clipmerge.files import IN_MEMORY, is_plain_name, local_path, split_part
+from clipmerge.files import IN_MEMORY, local_path, split_part
 from clipmerge.files.hashes import file_state
 from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header
 from clipmerge.files.side_files import SIDE_FILES, read_side_json
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from clipmerge.hub import Snapshot
 
 _INDICES = (".safetensors.index.json", ".bin.index.json")
-# Subfolders of the CLIP in models of sentence-transformers and in pipelines of diffusers.
+# Subfolders with the CLIP, in models of sentence-transformers and in pipelines of diffusers.
 _FOLDERS = ("0_CLIPModel/", "text_encoder/")
 # Files of weights in the order of preference: the first one in a folder is read.
 _WEIGHTS = (
@@ -34,14 +35,7 @@ _WEIGHTS = (
     "open_clip_pytorch_model.bin",
     "adapter_model.bin",
 )
-# The usual keys of a CLIP. A file that has no others needs no search for wrappers.
-_PLAIN = re.compile(
-    r"(?!.*(?:lora_|_orig_mod|_module\.|parametri))(?:vision_model|text_model|visual|transformer)\."
-    r".*(?:(?:\.|_proj_)(?:weight|bias)|position_ids|class_embedding|positional_embedding|proj)"
-    r"|visual_projection\.weight|text_projection(?:\.weight)?|logit_scale|logit_bias"
-    r"|token_embedding\.weight|positional_embedding|ln_final\.(?:weight|bias)"
-)
-# First letters of files that training saves beside weights.
+# Beginnings of the names of files that training saves beside weights.
 _NOT_WEIGHTS = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args.")
 
 
@@ -112,63 +106,51 @@ def _find_snapshot(name: str) -> Snapshot | None:
     path = local_path(address)
     if path.exists():
         return None
-    from clipmerge.hub import parse_hub_id, resolve_revision
+    from clipmerge.hub import find_snapshot
 
-    hub_id = parse_hub_id(address)
-    if hub_id is None:
-        raise _not_found(name, path)
-    return resolve_revision(hub_id)
-
-
-def _not_found(name: str, path: Path) -> CheckpointError:
-    """Make the error for a source that is neither on disk nor a Hub id."""
-    return CheckpointError(
-        f"{name}: no such folder or file, and not a Hub id; give a folder, a .safetensors or"
-        f" .pt file, org/name or org/name@revision.{did_you_mean_path(path)}"
-    )
+    snapshot = find_snapshot(address)
+    if snapshot is None:
+        raise CheckpointError(
+            f"{name}: no such folder or file, and not a Hub id; give a folder, a .safetensors or"
+            f" .pt file, org/name or org/name@revision.{did_you_mean_path(path)}"
+        )
+    return snapshot
 
 
 def _download_snapshot(snapshot: Snapshot) -> Path:
     """Download one set of weights and the small files beside it."""
-    weights = _choose_weights(str(snapshot.hub_id), snapshot.files)
-    folder, _, file = weights.rpartition("/")
-    stem, _, _ = file.partition(".")
-    wanted = [weights]
-    for name in snapshot.files:
-        beside, _, file = name.rpartition("/")
-        is_shard = weights.endswith(_INDICES) and file.startswith(f"{stem}-")
-        is_small = file in SIDE_FILES or file == "adapter_config.json"
-        if beside == folder and (is_shard or is_small):
-            wanted.append(name)
-    return snapshot.download(wanted) / weights
+    weights = _choose_weights(str(snapshot), snapshot.files)
+    folder, slash, file = weights.rpartition("/")
+    patterns = [glob.escape(weights)]
+    for name in (*SIDE_FILES, "adapter_config.json"):
+        patterns.append(f"{folder}{slash}{name}")
+    if file.endswith(_INDICES):
+        stem, _, _ = file.partition(".")
+        patterns.append(f"{folder}{slash}{stem}-*-of-*")
+    return snapshot.download(patterns) / weights
 
 
 def _choose_weights(source: str, names: Sequence[str]) -> str:
-    """Choose the file of a folder to read: weights, or an index of shards."""
+    """Choose the file to read in a folder: weights, or an index of shards."""
     for folder in ("", *_FOLDERS):
         for name in _WEIGHTS:
             if folder + name in names:
                 return folder + name
-    return _only_weights(source, names)
-
-
-def _only_weights(source: str, names: Sequence[str]) -> str:
-    """Find the only file of weights in a folder without one of the usual names."""
     found = []
     for name in sorted(names):
-        is_of_weights = name.endswith((".safetensors", *PICKLE_SUFFIXES)) and "/" not in name
-        if is_of_weights and not name.startswith(_NOT_WEIGHTS):
+        has_weights = name.endswith((".safetensors", *PICKLE_SUFFIXES)) and "/" not in name
+        if has_weights and not name.startswith(_NOT_WEIGHTS):
             found.append(name)
-    if len(found) == 1:
-        return found[0]
-    if found:
+    if len(found) > 1:
         raise CheckpointError(
             f"{source}: has no {_WEIGHTS[0]} but {shorten(found)}; give the file you mean"
         )
-    raise CheckpointError(
-        f"{source}: no weights in this folder, such as {_WEIGHTS[0]}; give the folder that"
-        " save_pretrained wrote. Checkpoints in pieces (DeepSpeed, FSDP) must be put together first"
-    )
+    if not found:
+        raise CheckpointError(
+            f"{source}: no weights in this folder, such as {_WEIGHTS[0]}; give the folder that"
+            " save_pretrained wrote. If training saved pieces (DeepSpeed, FSDP), join them first"
+        )
+    return found[0]
 
 
 def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
@@ -188,10 +170,7 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
         entries |= stored
     if not entries:
         raise CheckpointError(f"{path}: holds no tensors; give a checkpoint with weights")
-    if part is not None or not all(map(_PLAIN.fullmatch, entries)):
-        from clipmerge.checkpoint.wrappers import unwrap
-
-        entries = unwrap(path, entries, part, notes)
+    entries = unwrap(path, entries, part, notes)
     # folders on the Hub may hold both layouts and both configurations
     config_name = OPEN_CLIP_CONFIG if is_open_clip(entries) else "config.json"
     config = read_side_json(path.parent, config_name)
@@ -215,16 +194,11 @@ def _shard_files(index: Path) -> tuple[Path, ...]:
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; it is not an index of shards")
+    beside = {file.name for file in index.parent.iterdir() if file.is_file()}
     names = list(dict.fromkeys(weight_map.values()))
-    for name in names:
-        if not is_plain_name(name):
-            raise CheckpointError(
-                f"{index}: points outside its folder, to {name!r}; shards lie beside the index"
-            )
-    files = tuple(index.parent / name for name in names)
-    if missing := [file.name for file in files if not file.is_file()]:
+    if missing := [str(name) for name in names if name not in beside]:
         raise CheckpointError(
-            f"{index}: lacks {len(missing)} of its {len(files)} shards: {shorten(missing)};"
-            " download or copy them too"
+            f"{index}: lacks {len(missing)} of its {len(names)} shards in its folder:"
+            f" {shorten(missing)}; download or copy them too"
         )
-    return files
+    return tuple(index.parent / name for name in names)

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import filecmp
 from collections.abc import Iterator
 from typing import Any
 
 from clipmerge.checkpoint.alignment import Inputs
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
+from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError, counted
-from clipmerge.files.side_files import (
-    PROCESSORS,
-    VOCABULARIES,
-    read_image_processor,
-    read_vocabulary,
-)
-from clipmerge.types import Json, Names
+from clipmerge.files.side_files import VOCABULARIES, read_image_processor, read_vocabulary
+from clipmerge.types import Json
 
 # Settings on which a model's results depend, by transformers' names and by OpenCLIP's. If a pair
 # has two layouts, the settings that both libraries have are compared.
@@ -63,56 +59,48 @@ def setting_mismatches(inputs: Inputs) -> Iterator[str]:
     zeroshot = inputs.zeroshot.stored or inputs.zeroshot
     for other in inputs.finetuned:
         finetuned = other.stored or other
-        for difference, wrong in _differences(zeroshot, finetuned, inputs.tower):
+        for difference in _differences(zeroshot, finetuned, inputs.tower):
             yield (
                 f"{finetuned.source}: {difference}; the weights would merge silently and wrongly."
-                f" Use the base that was fine-tuned, or correct the wrong {wrong}"
+                " Use the base that was fine-tuned, or correct the wrong file"
             )
 
 
-def _differences(
-    zeroshot: Checkpoint, finetuned: Checkpoint, tower: str
-) -> Iterator[tuple[str, str]]:
-    """Describe each difference of a pair, and name the file to correct."""
+def _differences(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -> Iterator[str]:
+    """Describe each difference of a pair in the towers that are merged."""
     if zeroshot.config is not None and finetuned.config is not None:
-        for side, name, a, b in differing_settings(zeroshot.config, finetuned.config):
+        for side, name, ours, theirs in differing_settings(zeroshot.config, finetuned.config):
             if tower in ("full", side):
-                yield (
-                    f"the {side} towers differ in {name}: zeroshot {a}, finetuned {b}",
-                    "config.json",
-                )
-        if tower != "vision" and not _have_same_bytes(zeroshot, finetuned, VOCABULARIES):
+                yield f"the {side} towers differ in {name}: zeroshot {ours}, finetuned {theirs}"
+        if tower != "vision":
             yield from _differing_token_ids(zeroshot, finetuned)
-    described = (OPEN_CLIP_CONFIG, *PROCESSORS)
-    if tower != "text" and not _have_same_bytes(zeroshot, finetuned, described):
-        ours, theirs = _preprocessing_of(zeroshot), _preprocessing_of(finetuned)
-        for name in ours.keys() & theirs.keys():
-            if ours[name] != theirs[name]:
-                values = f"{ours[name]} for zeroshot, {theirs[name]} for finetuned"
-                yield f"images are prepared differently: {name} is {values}", "preprocessing"
+    if tower != "text":
+        known = _preprocessing_of(finetuned)
+        for name, ours in _preprocessing_of(zeroshot).items():
+            theirs = known.get(name, ours)
+            if ours != theirs:
+                yield (
+                    f"the preprocessing of images differs in {name}: zeroshot {ours}, finetuned"
+                    f" {theirs}"
+                )
 
 
-def _have_same_bytes(zeroshot: Checkpoint, finetuned: Checkpoint, names: Names) -> bool:
-    """Whether the files of these names beside two checkpoints are the same."""
-    ours, theirs = (
-        [file.read_bytes() for name in names if (file := one.folder / name).is_file()]
-        for one in (zeroshot, finetuned)
+def _differing_token_ids(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[str]:
+    """Describe words that have different token ids."""
+    # parsing a vocabulary takes up to a second
+    same, different, _ = filecmp.cmpfiles(
+        zeroshot.folder, finetuned.folder, VOCABULARIES, shallow=False
     )
-    return ours == theirs
-
-
-def _differing_token_ids(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[tuple[str, str]]:
-    """Describe words that have different token ids, and name the file to correct."""
+    if same and not different:
+        return
     ours = read_vocabulary(zeroshot.folder)
     theirs = read_vocabulary(finetuned.folder)
-    other = [word for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]]
+    other = [word for word in ours if theirs.get(word, ours[word]) != ours[word]]
     if other:
-        word = min(other, key=lambda word: (ours[word], word))
+        word = min(other, key=ours.__getitem__)
         yield (
-            "texts are read differently: the tokenizers give other numbers to"
-            f" {counted(len(other), 'word', 'words')}, such as '{word}', which is {ours[word]} for"
-            f" zeroshot, {theirs[word]} for finetuned",
-            "tokenizer",
+            f"the tokenizers differ in the ids of {counted(len(other), 'word', 'words')}, such as"
+            f" '{word}': zeroshot {ours[word]}, finetuned {theirs[word]}"
         )
 
 
@@ -120,19 +108,19 @@ def _preprocessing_of(checkpoint: Checkpoint) -> Json:
     """Read the mean, deviation and interpolation that a checkpoint's files state."""
     known: Json = {}
     with contextlib.suppress(CheckpointError, *_UNREADABLE):
-        settings = (checkpoint.config or {}).get("preprocess_cfg")
-        if settings is None:
+        stated = (checkpoint.config or {}).get("preprocess_cfg")
+        if stated is None:
             processor = read_image_processor(checkpoint.folder)
-            settings = {
+            stated = {
                 "mean": processor.get("image_mean"),
                 "std": processor.get("image_std"),
                 "interpolation": _INTERPOLATIONS.get(processor.get("resample", -1)),
             }
-        if settings.get("interpolation") in _INTERPOLATIONS.values():
-            known["interpolation"] = settings["interpolation"]
-        for key, name in (("mean", "mean"), ("std", "standard deviation")):
-            if settings.get(key) is not None:
-                known[name] = [round(float(value), 4) for value in settings[key]]
+        if stated.get("interpolation") in _INTERPOLATIONS.values():
+            known["interpolation"] = stated["interpolation"]
+        for name in ("mean", "std"):
+            if stated.get(name) is not None:
+                known[name] = [round(float(value), 4) for value in stated[name]]
     return known
 
 
@@ -142,7 +130,7 @@ def differing_settings(ours: Json, theirs: Json) -> Iterator[tuple[str, str, Any
     second: _Settings = {}
     with contextlib.suppress(*_UNREADABLE):
         first, second = _settings_in(ours), _settings_in(theirs)
-        if first != second:
+        if first != second:  # without open_clip, only the stated settings are compared
             first, second = (_settings_in(_with_defaults(config)) for config in (ours, theirs))
     for (side, name), value in first.items():
         other = second.get((side, name), value)
@@ -172,10 +160,10 @@ def _settings_in(config: Json) -> _Settings:
     for side in ("vision", "text"):
         is_tower = str(model.get("model_type")).endswith(f"_{side}_model")
         section = dict(model) if is_tower else {}
-        for name in (f"{side}_cfg", f"{side}_config", f"{side}_config_dict"):  # the last precedes
+        for name in (f"{side}_cfg", f"{side}_config", f"{side}_config_dict"):  # the last one wins
             section |= model.get(name) or {}
         if f"{side}_cfg" in model:
-            section |= _in_words_of_transformers(section, model)
+            section |= _named_by_transformers(section, model)
         words = section.get("vocab_size")
         if section.get("eos_token_id") == 2 and words:
             # OpenAI's configurations say 2, and transformers then pools the token of the largest
@@ -187,7 +175,7 @@ def _settings_in(config: Json) -> _Settings:
     return found
 
 
-def _in_words_of_transformers(section: Json, model: Json) -> Json:
+def _named_by_transformers(section: Json, model: Json) -> Json:
     """Return settings of an OpenCLIP tower by the names that transformers has for them."""
     heads = section.get("heads")
     if "width" in section and "head_width" in section:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.hashes import FileState, require_unchanged, sha256_of
 from clipmerge.files.safetensors import STORED, Array, TensorEntry
-from clipmerge.files.side_files import names_by_number
 from clipmerge.types import Json, Names
 
 if TYPE_CHECKING:
@@ -50,24 +49,24 @@ class Checkpoint:
     notes: Names = ()  # for the user, about the origin of the weights
     has_built_head: bool = False  # whether its head was built from class prompts
     is_adapted: bool = False  # whether it is a base with an adapter
-    # the checkpoint in its own layout, with its own configuration and side files, if this is a
-    # conversion of it
+    # the original, with its own configuration and side files, if this is converted to another
+    # layout
     stored: Checkpoint | None = field(default=None, repr=False, compare=False)
     # open_clip's name of the architecture, if the user gave one
     architecture: str | None = None
     _latest: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _hashes: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def row_names(self) -> Names:
         """Class names in the order of the head's rows; empty if the configuration states none."""
         stated = self.config or {}
         # transformers' field, or timm's
-        names = stated.get("id2label") or stated.get("label_names") or ()
-        if isinstance(names, list):
-            names = dict(enumerate(names))
-        numbered = names_by_number(names) if isinstance(names, dict) else None
-        known = tuple(map(str, numbered or ()))
+        names = stated.get("id2label") or stated.get("label_names")
+        if isinstance(names, dict):  # JSON sorts "10" before "2"
+            names = [names.get(str(row)) for row in range(len(names))]
+        if not isinstance(names, list) or None in names:
+            return ()
+        known = tuple(map(str, names))
         return () if all(map(_NO_NAME.fullmatch, known)) else known
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
@@ -86,46 +85,39 @@ class Checkpoint:
         # a header that is not padded leaves tensors unaligned
         return run if run.flags.aligned else run.copy()
 
-    def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Read a tensor in its own shape, or elements ``start`` to ``stop`` of it as 1-D."""
+    def tensor(self, key: str) -> Tensor:
+        """Read a tensor in its own shape."""
         import torch
 
-        view = torch.from_numpy(self.array(key, start, stop))
+        view = torch.from_numpy(self.array(key))
         if view.dtype == torch.uint16:
             view = view.view(torch.bfloat16)
-        if start == 0 and stop is None:
-            return view.view(self.entries[key].shape)
-        return view
+        return view.view(self.entries[key].shape)
 
     def _map(self, key: str) -> Array:
-        """Map one tensor into memory; the mapping ends with the last view of it.
-
-        The mapping can be written to, as torch wants it, but the file never changes.
-        """
+        """Map one tensor into memory; the mapping ends with the last view of it."""
         entry = self.entries[key]
-        dtype = np.dtype(STORED[entry.dtype])
+        dtype = STORED[entry.dtype]
         if not entry.size:
             return np.empty(0, dtype)
         require_unchanged({entry.file: self.states[entry.file]})
-        before = entry.begin % mmap.ALLOCATIONGRANULARITY
-        first = entry.begin - before
-        length = entry.end - first
-        with entry.file.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=first)
-        return np.frombuffer(mapped, dtype, entry.size, before)
+        # torch wants memory that can be written to; in mode "c" the file never changes
+        return np.asarray(np.memmap(entry.file, dtype, "c", entry.begin, entry.size))
 
     def provenance(self, *, hashed: bool = True) -> Json:
         """Describe where the weights come from: ``{source, revision, files: {name: sha256}}``.
 
-        Without ``hashed``, a sha256 is ``None`` unless it is already known.
+        Without ``hashed``, each sha256 is ``None``.
         """
         require_unchanged(self.states)
-        for file in self.files if hashed else ():
-            if file.name not in self._hashes:
-                self._hashes[file.name] = sha256_of(file)
+        files = self._hashes if hashed else dict.fromkeys(file.name for file in self.files)
         require_unchanged(self.states)
-        files = {file.name: self._hashes.get(file.name) for file in self.files}
         return {"source": self.source, "revision": self.revision, "files": files}
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        """The sha256 of each file, by name."""
+        return {file.name: sha256_of(file) for file in self.files}
 
 
 def stored_array(values: Tensor) -> Array:

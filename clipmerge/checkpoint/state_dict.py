@@ -25,7 +25,7 @@ from clipmerge.files.safetensors import FLOATS, SAFETENSORS_NAME, TensorEntry
 
 # Keys under which training scripts store the model's weights, in order of preference.
 _INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
-# Words in torch's message about a file that holds code.
+# Words in torch's message about a file that contains code.
 _CODE = ("TorchScript", "GLOBAL", "Unsupported class")
 # Classes that many training runs save beside weights. They hold values and run no code. The same
 # function of numpy has two names, because numpy moved it once.
@@ -67,8 +67,8 @@ def read_state_dict(
         loaded = weights.pop(known[0])
         if others := list(weights):
             notes.append(
-                f"{file}: the weights are those under {known[0]}; {shorten(others)} holds some too"
-                f" ({file.name}#{others[0]} takes them)"
+                f"{file}: the weights under {known[0]} are used; there are others under"
+                f" {shorten(others)} (use {file.name}#{others[0]} for these)"
             )
     entries = {}
     for key, value in loaded.items():
@@ -77,7 +77,7 @@ def read_state_dict(
     if not entries:
         raise CheckpointError(
             f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but"
-            f" {shorten(map(str, loaded)) or 'nothing'}; name what holds them (FILE#KEY), or"
+            f" {shorten(map(str, loaded)) or 'nothing'}; give their key (FILE#KEY), or"
             " save the state_dict alone: torch.save(model.state_dict(), FILE)"
         )
     return entries, part or None
@@ -116,4 +116,4 @@ def _make_entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:
             f" of {', '.join(sorted(FLOATS))}. Dequantise the checkpoint first"
         )
     form = partial(stored_array, tensor)
-    return TensorEntry(file, dtype, tuple(tensor.shape), begin=0, end=0, form=form)
+    return TensorEntry(file, dtype, tuple(tensor.shape), form=form)

@@ -10,14 +10,10 @@ import numpy as np
 
 from clipmerge.checkpoint.layout_keys import Match, match_keys
 from clipmerge.checkpoint.source import Checkpoint, prefix_errors, stored_array
-from clipmerge.families import Layout
 from clipmerge.files.safetensors import Array, TensorEntry
-from clipmerge.types import Names
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_Entries = dict[str, TensorEntry]
 
 
 def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> Checkpoint:
@@ -37,12 +33,12 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
     wanted = like.family.layout
     if layout == wanted or "timm" in (layout, wanted):
         return checkpoint
-    is_custom = "text.ln_final.weight" in {*checkpoint.entries, *like.entries}
-    prefix = "text." if is_custom else ""
+    keys = checkpoint.family.by_canonical_name(checkpoint.entries, checkpoint.source)
+    entries: dict[str, TensorEntry] = {}
     with prefix_errors(checkpoint.source):
-        entries: _Entries = {}
-        for match in match_keys(checkpoint.entries, layout, text_prefix=prefix):
-            entries |= _convert_match(checkpoint, match, layout)
+        for match in match_keys(keys, layout):
+            stored = [keys[name] for name in match.stored]
+            entries |= _convert_tensors(checkpoint, stored, match)
     note = f"{checkpoint.source}: is converted to the layout of {wanted}, like {like.source}"
     return replace(
         checkpoint,
@@ -56,33 +52,27 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
     )
 
 
-def _convert_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Entries:
-    """Make the other layout's entries for one match of keys."""
-    keys: Names = (match.open_clip,)
-    names = match.transformers
-    if layout == "transformers":
-        keys, names = names, keys
-    first = checkpoint.entries[keys[0]]
+def _convert_tensors(
+    checkpoint: Checkpoint, stored: list[str], match: Match
+) -> dict[str, TensorEntry]:
+    """Make the other layout's entries for the tensors under these keys."""
+    first = checkpoint.entries[stored[0]]
+    parts = len(match.wanted)
     shape = first.shape[::-1] if match.transposed else first.shape
-    if len(keys) != len(names):  # query, key and value
+    if len(stored) != parts:  # query, key and value
         rows, *rest = shape
-        shape = (rows * len(keys) // len(names), *rest)
-    elif names == ("logit_scale",) and first.size == 1:  # stored with or without a dimension
+        shape = (rows * len(stored) // parts, *rest)
+    elif match.wanted == ("logit_scale",) and first.size == 1:  # with or without a dimension
         shape = ()
-    formed = {}
-    for part, name in enumerate(names):
-        form = partial(_compute_part, checkpoint, keys, match.transposed, part, len(names))
-        formed[name] = replace(first, shape=shape, form=form)
-    return formed
 
+    def compute(part: int) -> Array:
+        whole = np.concatenate([checkpoint.array(key) for key in stored])
+        if match.transposed:
+            whole = whole.reshape(first.shape).T.flatten()
+        size = len(whole) // parts
+        return whole[part * size : (part + 1) * size]
 
-def _compute_part(
-    checkpoint: Checkpoint, keys: Names, transposed: bool, part: int, parts: int
-) -> Array:
-    """Join the tensors of these keys, and return one of so many equal parts, 1-D."""
-    arrays = [checkpoint.array(key) for key in keys]
-    whole = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
-    if transposed:
-        whole = whole.reshape(checkpoint.entries[keys[0]].shape).T.flatten()
-    size = len(whole) // parts
-    return whole[part * size : (part + 1) * size]
+    return {
+        name: replace(first, shape=shape, form=partial(compute, part))
+        for part, name in enumerate(match.wanted)
+    }

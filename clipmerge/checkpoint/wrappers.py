@@ -1,4 +1,4 @@
-"""Find a CLIP inside another model, whose wrappers and modules put prefixes before its keys."""
+"""Find a CLIP inside another model, and remove the prefixes of its keys."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from clipmerge.errors import CheckpointError, counted, shorten
 
 T = TypeVar("T")
 # The place in a key where a tower's own name begins.
-_TOWER = re.compile(r"(?:^|\.)(?=(vision_model|text_model|visual)\.)")
-# Words that wrappers of modules put into keys: torch.compile, FSDP, activation checkpointing.
+_TOWERS = ("vision_model", "text_model", "visual")
+_TOWER = re.compile(rf"(?:^|\.)(?=({'|'.join(_TOWERS)})\.)")
+# Words that wrappers of modules add to keys: torch.compile, FSDP, activation checkpointing.
 _WRAPPED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# Counts and masks that OpenAI's archives, old versions of open_clip and averages of weights hold
+# Counts and masks that OpenAI's archives, old versions of open_clip and averages of weights store
 # beside the weights.
 _NOT_WEIGHTS = re.compile(
     r"(?:module\.)*(?:input_resolution|context_length|vocab_size|(?:text\.)?attn_mask|n_averaged)"
 )
 _HEAD = "classification_head."
+_TEXT_BLOCKS = ("transformer.", "text.")
 # Parameters of OpenCLIP's image tower. If it is saved alone, their keys lack ``visual.``.
 _LONE_TOWER = re.compile(r"class_embedding|attnpool\.positional_embedding|trunk\..*")
-# Keys of incomplete weights, a name for them, and the way out.
+# Patterns of keys of incomplete weights, their description, and the remedy.
 _INCOMPLETE = (
     (
         r"\.lora_(?:up|down|(?:embedding_)?[AB])\b",
@@ -34,15 +36,15 @@ _INCOMPLETE = (
     ),
     (
         r"\.parametrizations\.|\.weight_(?:g|v|orig)$|\.mlp\.[\w.]+\.(?:theta|r)$",
-        "parts of weights in place of the weights (weight normalisation, GmP)",
-        "put them together where the model was trained:"
-        " torch.nn.utils.parametrize.remove_parametrizations(module, 'weight'), or the converter of"
+        "parts of weights in place of whole ones (weight normalisation, GmP)",
+        "join them where the model was trained, with"
+        " torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') or the converter of"
         " its repository",
     ),
     (
         r"\.(?:absmax|quant_map|SCB|qweight|qzeros|weight_packed|weight_scale|W_q)$|\.quant_state\.",
         "quantised weights",
-        "give the checkpoint that it was made from, or save it dequantised"
+        "give the model before quantisation, or save it dequantised"
         " (model.dequantize().save_pretrained(FOLDER))",
     ),
 )
@@ -56,8 +58,8 @@ def unwrap(
     Args:
         path: The file, for messages.
         tensors: Everything that the file holds, by key.
-        part: The attribute below which the CLIP lies, if the user named one.
-        notes: Receives a note about tensors that are left out.
+        part: The attribute that holds the CLIP, if the user named one.
+        notes: A note is added about tensors that are left out.
     """
     with prefix_errors(path):
         names = {key: tensor for key, tensor in tensors.items() if not _NOT_WEIGHTS.fullmatch(key)}
@@ -78,21 +80,25 @@ def unwrap(
             outside.append(name)
     if outside:
         under = " and ".join(prefix.removesuffix(".") for prefix in sorted(prefixes))
-        left = counted(len(outside), "tensor", "tensors")
-        notes.append(f"{path}: the CLIP lies under {under}; {left} left out: {shorten(outside)}")
+        left = counted(len(outside), "tensor is", "tensors are")
+        notes.append(f"{path}: the CLIP is under {under}; {left} left out: {shorten(outside)}")
     if any(map(_LONE_TOWER.fullmatch, found)):
         return {f"visual.{name}": tensor for name, tensor in found.items()}
-    return _without_remains(found)
+    has_head = any(name.startswith(_HEAD) for name in found)
+    if has_head and not any(name.startswith(_TEXT_BLOCKS) for name in found):
+        # WiSE-FT and model soups keep the embeddings of a text tower without its blocks
+        return {name: found[name] for name in found if name.startswith(("visual.", _HEAD))}
+    return found
 
 
 def _refuse_incomplete(names: Iterable[str]) -> None:
-    """Raise an error if a file stores weights as factors, parts or codes. Only the library that
-    wrote the file can put these together.
+    """Raise an error if a file stores weights as factors, parts or codes, which only the library
+    that wrote it can join.
     """
-    for mark, what, way_out in _INCOMPLETE:
-        marked = [name for name in names if re.search(mark, name)]
-        if marked:
-            raise CheckpointError(f"holds {what} ({shorten(marked, 2)}); {way_out}")
+    for pattern, description, remedy in _INCOMPLETE:
+        found = [name for name in names if re.search(pattern, name)]
+        if found:
+            raise CheckpointError(f"holds {description} ({shorten(found, 2)}); {remedy}")
 
 
 def _take_part(names: dict[str, T], part: str) -> dict[str, T]:
@@ -111,32 +117,19 @@ def _prefixes_of(names: Collection[str]) -> list[str]:
     """Find the prefixes of the towers' names, the longest first. If no tower is known, find the
     prefix of all names.
     """
-    prefixes: dict[str, dict[str, None]] = {}  # by tower, in the file's order
-    for name in names:
-        if match := _TOWER.search(name):
-            prefixes.setdefault(match[1], {})[name[: match.end()]] = None
-    for tower, starts in prefixes.items():
+    found = {(match[1], name[: match.end()]) for name in names if (match := _TOWER.search(name))}
+    for tower in _TOWERS:
+        starts = sorted(f"'{start.removesuffix('.')}'" for word, start in found if word == tower)
         if len(starts) > 1:
-            under = shorten(f"'{start.removesuffix('.')}'" for start in starts)
             raise CheckpointError(
-                f"holds {len(starts)} models, each with a '{tower}', under {under}; name the one"
-                " that you mean: FILE#KEY"
+                f"holds {len(starts)} models, each with a '{tower}', under {shorten(starts)};"
+                " choose one with FILE#KEY"
             )
-    found = {start for starts in prefixes.values() for start in starts}
-    return sorted(found, key=len, reverse=True) or [_shared_prefix(names)]
+    prefixes = {start for _, start in found}
+    return sorted(prefixes, key=len, reverse=True) or [_shared_prefix(names)]
 
 
 def _shared_prefix(names: Collection[str]) -> str:
     """Return the path of modules with which all names begin."""
     shared = os.path.commonprefix([name.split(".")[:-1] for name in names])  # noqa: RUF071 - lists
     return "".join(f"{word}." for word in shared)
-
-
-def _without_remains(names: dict[str, T]) -> dict[str, T]:
-    """Drop the embeddings of the text tower from a classifier that has no blocks of this tower, as
-    WiSE-FT and model soups save it.
-    """
-    has_head = any(name.startswith(_HEAD) for name in names)
-    if not has_head or any(name.startswith(("transformer.", "text.")) for name in names):
-        return names
-    return {name: names[name] for name in names if name.startswith(("visual.", _HEAD))}

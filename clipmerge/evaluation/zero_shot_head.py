@@ -72,7 +72,7 @@ def add_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
     made = {}
     for name, value in values.items():
         if name in keys:
-            dtype = finetuned.tensor(keys[name], 0, 1).dtype
+            dtype = finetuned.tensor(keys[name]).dtype
             made[keys[name]] = value.to(dtype).contiguous()
     zeroshot = with_head(inputs.zeroshot, finetuned, made)
     aligned = align_checkpoints(

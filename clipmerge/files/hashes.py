@@ -32,8 +32,8 @@ def require_unchanged(states: dict[Path, FileState]) -> None:
             if file_state(file) == state:
                 continue
         raise CheckpointError(
-            f"{file}: changed while it was read, or could not be read to its end; run again when"
-            " nothing writes it"
+            f"{file}: changed while it was read, or could not be read to its end; run again when no"
+            " program writes to it"
         )
 
 

@@ -1,8 +1,8 @@
 """Read and write the headers of safetensors files, and check that values are finite.
 
-The library checks a header but does not return offsets, without which no tensor can be mapped. Its
-errors do not distinguish a Git-LFS pointer or a pickle from a damaged file, which users mend in
-different ways.
+The library checks a header but does not return offsets, which are needed to map a tensor. Its
+errors do not distinguish a Git-LFS pointer or a pickle from a damaged file, although the remedies
+differ.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from clipmerge.types import Json, Shape
 
 #: A tensor's values in numpy; bfloat16 as its bits.
 Array = np.ndarray[Any, Any]
-#: (torch dtype name, bytes per element) by safetensors dtype
-DTYPES: dict[str, tuple[str, int]] = {
-    "F64": ("float64", 8),
-    "F32": ("float32", 4),
-    "BF16": ("bfloat16", 2),
-    "F16": ("float16", 2),
-    "I64": ("int64", 8),
-    "I32": ("int32", 4),
-    "I16": ("int16", 2),
-    "I8": ("int8", 1),
-    "U8": ("uint8", 1),
-    "BOOL": ("bool", 1),
+#: torch's name of each safetensors dtype.
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
 #: safetensors dtype by torch dtype name
-SAFETENSORS_NAME = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
+SAFETENSORS_NAME = {torch_name: name for name, torch_name in DTYPES.items()}
 FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
 #: numpy dtype of the stored bytes by safetensors dtype; numpy has no bfloat16, so its bits are kept
-STORED = {name: torch_name for name, (torch_name, _) in DTYPES.items()} | {"BF16": "uint16"}
+STORED = DTYPES | {"BF16": "uint16"}
 
 _LFS_POINTER = b"version https://git-lfs"
 #: Suffixes of PyTorch files.
@@ -53,8 +53,7 @@ class TensorEntry:
     file: Path
     dtype: str  # safetensors dtype, such as ``F32``
     shape: Shape
-    begin: int  # first byte, counted from the start of the file
-    end: int  # one past the last byte
+    begin: int = 0  # first byte, counted from the start of the file
     # computes the elements, 1-D, if they are not stored as they are
     form: Callable[[], Array] | None = field(default=None, repr=False, compare=False)
 
@@ -94,8 +93,8 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
                 " Dequantise the checkpoint first"
             )
         shape = tuple(described["shape"])
-        begin, end = described["data_offsets"]
-        entries[name] = TensorEntry(path, dtype, shape, data + begin, data + end)
+        begin, _ = described["data_offsets"]
+        entries[name] = TensorEntry(path, dtype, shape, data + begin)
     return entries
 
 
@@ -118,13 +117,16 @@ def _header_error(path: Path, error: Exception) -> CheckpointError:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is one of PyTorch's, by its suffix or its first bytes."""
+    """Whether a file is one of PyTorch's, by its first bytes."""
     with path.open("rb") as file:
-        start = file.read(len(_LFS_POINTER))
+        start = file.read(9)
     # 0x80 0x02 followed by zeros may be the length of a header
-    if start == _LFS_POINTER or start[8:9] == b"{":
-        return False
-    return path.suffix in PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS)
+    return start.startswith(_PICKLE_STARTS) and not start.endswith(b"{")
+
+
+def byte_size(dtype: str, shape: Shape) -> int:
+    """Compute the size in bytes of a tensor of this safetensors dtype and shape."""
+    return math.prod(shape) * np.dtype(STORED[dtype]).itemsize
 
 
 def header_bytes(tensors: Mapping[str, tuple[str, Shape]]) -> bytes:
@@ -132,8 +134,7 @@ def header_bytes(tensors: Mapping[str, tuple[str, Shape]]) -> bytes:
     header: Json = {"__metadata__": {"format": "pt"}}
     begin = 0
     for name, (dtype, shape) in tensors.items():
-        _, itemsize = DTYPES[dtype]
-        end = begin + math.prod(shape) * itemsize
+        end = begin + byte_size(dtype, shape)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
     raw = json.dumps(header, separators=(",", ":")).encode()

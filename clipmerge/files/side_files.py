@@ -6,7 +6,6 @@ A merge copies only files that loaders read, and leaves out private fields.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,19 +121,3 @@ def read_image_processor(folder: Path) -> Json:
         if isinstance(settings, dict) and settings:
             return settings
     return {}
-
-
-def names_by_number(numbered: Mapping[Any, Any]) -> tuple[Any, ...] | None:
-    """Sort names by their numbers; ``None`` if the numbers are not 0, 1, 2 and so on.
-
-    The numbers may be texts, as in JSON, whose order is "1", "10", "2".
-
-    Example:
-        >>> names_by_number({"1": "b", "0": "a"}), names_by_number({1: "b"})
-        (('a', 'b'), None)
-    """
-    by_number = {str(number): name for number, name in numbered.items()}
-    numbers = list(map(str, range(len(by_number))))
-    if by_number.keys() != set(numbers):
-        return None
-    return tuple(map(by_number.__getitem__, numbers))

@@ -51,16 +51,20 @@ def check_output(
     """
     _require_writable_parent(output)
     target = output.resolve()
-    if target.exists():
-        # a new folder takes its place, and a shell in the old one would see nothing
-        if target.samefile(os.curdir):
-            raise OutputError(f"{output}: is the working folder; choose another output")
-        _refuse_inputs(output, target, read)
-        refuse_existing(target, record, overwrite=overwrite)
-        _refuse_foreign(target, record)
+    if not target.exists():
+        return
+    # a new folder takes its place, and a shell in the old one would see nothing
+    if target.samefile(os.curdir):
+        raise OutputError(f"{output}: is the working folder; choose another output")
+    for source in read:
+        if isinstance(source, (str, os.PathLike)):  # not a model in memory
+            _refuse_input(output, target, os.fspath(source))
+    refuse_existing(target, record, overwrite=overwrite)
+    _refuse_foreign(target, record)
 
 
 def _require_writable_parent(output: Path) -> None:
+    """Raise an error if the first folder above an output that exists may not be written to."""
     parents = output.resolve().parents
     existing = next(filter(Path.exists, parents), output)
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
@@ -70,19 +74,15 @@ def _require_writable_parent(output: Path) -> None:
         )
 
 
-def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
+def _refuse_input(output: Path, target: Path, source: str) -> None:
     """Raise an error if an output folder contains an input of the command."""
-    for source in read:
-        if not isinstance(source, (str, os.PathLike)):  # a model in memory
-            continue
-        path = local_path(split_part(os.fspath(source))[0])
-        links = filter(Path.is_symlink, path.glob("*"))  # such as weights in another folder
-        for file in filter(Path.exists, (path, *links)):
-            resolved = file.resolve()
-            if target in (resolved, *resolved.parents):
-                raise OutputError(
-                    f"{output}: holds {file}, which this command reads; choose another output"
-                )
+    path = local_path(split_part(source)[0])
+    links = filter(Path.is_symlink, path.glob("*"))  # such as weights in another folder
+    for file in (path, *links):
+        if file.resolve().is_relative_to(target):
+            raise OutputError(
+                f"{output}: holds {file}, which this command reads; choose another output"
+            )
 
 
 def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> None:
@@ -109,17 +109,19 @@ def _require_overwrite(output: Path, *, overwrite: bool) -> None:
 
 
 def _refuse_foreign(output: Path, record: str) -> None:
-    """Raise an error if a folder has files that its record does not list: they are the user's."""
-    files = _read_json_object(output / record).get("files")
+    """Raise an error if a folder has files that its record does not list, because these are the
+    user's.
+    """
+    listed = _read_json_object(output / record).get("files")
     written = {record, *_WRITTEN}
-    if isinstance(files, dict):
-        written.update(files)
-    found = {path.name for path in output.iterdir()}
-    own = sorted(found - written)
-    if own:
+    if isinstance(listed, dict):
+        written.update(listed)
+    foreign = sorted(path.name for path in output.iterdir() if path.name not in written)
+    if foreign:
         raise OutputError(
-            f"{output}: also holds {shorten(own, 3)}, which this command did not write, so"
-            " `overwrite=True` leaves it alone; move that elsewhere, or remove the folder yourself"
+            f"{output}: also holds {shorten(foreign, 3)}, which this command did not write, so"
+            " `overwrite=True` is refused; move these files elsewhere, or remove the folder"
+            " yourself"
         )
 
 
@@ -130,15 +132,13 @@ def check_output_file(output: Path, *, overwrite: bool) -> None:
             f"{output}: a plan is a JSON file; choose another output, such as plan.json"
         )
     _require_writable_parent(output)
-    is_plan = str(_read_json_object(output).get("format")).startswith("clipmerge-plan/")
-    for file in (output, output.with_suffix(TENSORS_SUFFIX)):
-        if not file.exists():
-            continue
+    format_name = str(_read_json_object(output).get("format"))
+    for file in filter(Path.exists, (output, output.with_suffix(TENSORS_SUFFIX))):
         _require_overwrite(file, overwrite=overwrite)
-        if not is_plan:
+        if not format_name.startswith("clipmerge-plan/"):
             raise OutputError(
-                f"{file}: was not written as a plan by clipmerge, so `overwrite=True` leaves it"
-                " alone; choose another output"
+                f"{file}: was not written as a plan by clipmerge, so `overwrite=True` is refused;"
+                " choose another output"
             )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmerge.files.safetensors import DTYPES, STORED, Array, header_bytes
+from clipmerge.files.safetensors import DTYPES, STORED, Array, byte_size, header_bytes
 from clipmerge.types import Shape
 
 if TYPE_CHECKING:
@@ -54,22 +54,19 @@ class OutputTensor:
     @property
     def nbytes(self) -> int:
         """Size of the tensor in bytes."""
-        return math.prod(self.shape) * DTYPES[self.dtype][1]
+        return byte_size(self.dtype, self.shape)
 
 
 def tensors_in_memory(tensors: Sequence[OutputTensor]) -> Iterator[Tensor]:
     """Compute tensors as torch tensors, without a file, one after another."""
     import torch
 
-    changes = _compute_changes(tensors)
-    for tensor in tensors:
-        change = next(changes) if tensor.change else None
+    for tensor, change in _with_changes(tensors):
         size = math.prod(tensor.shape)
         stored = np.empty(size, STORED[tensor.dtype])
         for start in range(0, size, RUN):
             tensor.fill(start, stored[start : start + RUN], change)
-        torch_name, _ = DTYPES[tensor.dtype]
-        dtype = getattr(torch, torch_name)
+        dtype = getattr(torch, DTYPES[tensor.dtype])
         yield torch.from_numpy(stored).view(dtype).view(tensor.shape)
 
 
@@ -108,9 +105,7 @@ def _compute_blocks(tensors: Sequence[OutputTensor]) -> Iterator[memoryview]:
     memory = itertools.cycle([np.empty(BLOCK, np.uint8) for _ in range(BLOCKS)])
     block = next(memory)
     filled = 0
-    changes = _compute_changes(tensors)
-    for tensor in tensors:
-        change = next(changes) if tensor.change else None
+    for tensor, change in _with_changes(tensors):
         start = 0
         size = math.prod(tensor.shape)
         while start < size:
@@ -126,10 +121,13 @@ def _compute_blocks(tensors: Sequence[OutputTensor]) -> Iterator[memoryview]:
     yield block[:filled].data
 
 
-def _compute_changes(tensors: Sequence[OutputTensor]) -> Generator[Array]:
-    """Yield the changes of masked tensors in order; other threads compute them ahead."""
+def _with_changes(
+    tensors: Sequence[OutputTensor],
+) -> Generator[tuple[OutputTensor, Array | None]]:
+    """Yield each tensor and its change, if it has one; other threads compute changes ahead."""
     from clipmerge.parallel import run_in_threads
 
     jobs = [(tensor.nbytes, tensor.change) for tensor in tensors if tensor.change]
     with contextlib.closing(run_in_threads(jobs)) as changes:
-        yield from changes
+        for tensor in tensors:
+            yield tensor, next(changes) if tensor.change else None

@@ -170,7 +170,7 @@ def _write_dtype_into_config(path: Path, dtype: str, checkpoint: Checkpoint) -> 
         dtypes = {entry.dtype for entry in checkpoint.entries.values() if entry.is_float}
         if len(dtypes) != 1:
             return
-        dtype, _ = DTYPES[dtypes.pop()]
+        dtype = DTYPES[dtypes.pop()]
     else:
         config["dtype"] = dtype
     for section in (config, *config.values()):

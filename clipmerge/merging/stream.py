@@ -171,7 +171,7 @@ def _overflow_error(name: str, dtype: str) -> CheckpointError:
     """Make the error for a merged tensor whose values its dtype cannot represent."""
     wider = "" if dtype in ("F32", "F64") else "use `dtype=float32`, or "
     return CheckpointError(
-        f"tensor {name} overflows {DTYPES[dtype][0]} when merged; {wider}use an alpha in [0, 1] and"
+        f"tensor {name} overflows {DTYPES[dtype]} when merged; {wider}use an alpha in [0, 1] and"
         " check the weights"
     )
 

@@ -11,8 +11,8 @@ import torch
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
 from tests.support.command import done
-from tests.support.tiny_clip import Folders
-from tests.support.tiny_open_clip import build, model_config, stir
+from tests.support.tiny_clip import Folders, stir
+from tests.support.tiny_open_clip import build, model_config
 
 NAME = "tiny-ViT-for-tests"
 QUICK = f"{NAME}-quickgelu"
@@ -46,7 +46,7 @@ def test_one_command_merges_measures_and_writes_a_folder_that_open_clip_loads(
     ended = done(*words, "-o", output, "--json")
     assert ended.json["plan"]["dtype"] == "float32"
     assert "differ in dtype; the output has the fine-tuned one" in str(ended.json["warnings"])
-    assert f"weights trained from OpenAI's are {QUICK}" in ended.err
+    assert f"weights trained from OpenAI's need {QUICK}" in ended.err
     assert str(tmp_path / "cache") not in json.dumps(ended.json)
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{output}")
     key = "visual.transformer.resblocks.1.mlp.c_fc.weight"

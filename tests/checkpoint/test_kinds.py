@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,9 +15,10 @@ from transformers import CLIPModel
 import clipmerge
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.layout_keys import match_keys
-from tests.support.raw_safetensors import rename_keys, shard
+from tests.models.test_heads import of_wise_ft
+from tests.support.raw_safetensors import edit, rename_keys, shard
 from tests.support.tiny_clip import Folders, save_images
-from tests.support.tiny_open_clip import build, model_config, save, save_open_clip_pair
+from tests.support.tiny_open_clip import build, load, model_config, save, save_open_clip_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of peft
 WEIGHTS, OPEN_CLIP_WEIGHTS = "model.safetensors", "open_clip_model.safetensors"
@@ -80,10 +80,7 @@ def bin_folder(folder: Path, work: Path) -> Path:
 def in_clip_attribute(folder: Path, work: Path) -> Path:
     shutil.copytree(folder, work)
     rename_keys(work, "clip.{}".format)
-    file = work / WEIGHTS
-    save_file({**load_file(file), "head.weight": torch.ones(3, 16)}, work / "new")
-    (work / "new").replace(file)
-    return work
+    return edit(work, head__weight=torch.ones(3, 16))
 
 
 KINDS: Rows = {
@@ -121,11 +118,9 @@ def test_every_kind_gives_the_same_values(pair: Folders, tmp_path: Path, kind: s
 CHANGED = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
 LORAS: dict[str, dict[str, Any]] = {
     "lora": {},
-    "rslora": {"use_rslora": True},
     "dora": {"use_dora": True},
     "ranks by module": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"fc1": 48}},
     "modules to save": {"modules_to_save": ["text_projection"]},
-    "float16": {},
     "bfloat16": {},
 }
 
@@ -168,11 +163,11 @@ def split(folder: Path) -> dict[str, Tensor]:
     weights = load_file(folder / OPEN_CLIP_WEIGHTS)
     found = {}
     for match in match_keys(weights, "open-clip"):
-        value = weights[match.open_clip]
-        if len(match.transformers) > 1:
-            found |= dict(zip(match.transformers, value.chunk(3), strict=True))
+        value = weights[match.stored[0]]
+        if len(match.wanted) > 1:
+            found |= dict(zip(match.wanted, value.chunk(3), strict=True))
         else:
-            found[match.transformers[0]] = value.T.contiguous() if match.transposed else value
+            found[match.wanted[0]] = value.T.contiguous() if match.transposed else value
     return found
 
 
@@ -185,42 +180,39 @@ def test_kinds_of_open_clip(tmp_path: Path, kind: str) -> None:
     if kind == "training run":
         source = pickled(folders[1], tmp_path / "run" / "epoch_3.pt", inside=of_a_training_run)
         (note,) = open_checkpoint(str(source)).notes
-        assert "the weights are those under state_dict; ema holds some too" in note
+        assert "the weights under state_dict are used; there are others under ema" in note
     elif kind == "in memory":
         source = build(model_config())
         source.load_state_dict(finetuned)
     same(halfway(folders[0], source, tmp_path / "out"), mean_of(zeroshot, finetuned))
 
 
-@pytest.mark.parametrize("first", ["transformers", "open_clip"])
-def test_a_mixed_pair_has_the_finetuned_layout(pair: Folders, tmp_path: Path, first: str) -> None:
+@pytest.mark.parametrize("wanted", ["transformers", "open_clip"])
+def test_a_mixed_pair_has_the_finetuned_layout(pair: Folders, tmp_path: Path, wanted: str) -> None:
     cfg = model_config(quick_gelu=True)
-    ours = [save(build(cfg, seed), cfg, tmp_path / f"oc{seed}") for seed in (0, 1)]
-    theirs = []
-    for number, folder in enumerate(ours):
-        theirs.append(Path(shutil.copytree(pair[0], tmp_path / f"hf{number}")))
-        ids = {k: v for k, v in load_file(pair[0] / WEIGHTS).items() if k.endswith("_ids")}
-        save_file({**ids, **split(folder)}, theirs[-1] / WEIGHTS, metadata={"format": "pt"})
-    zeroshot, finetuned = (theirs[0], ours[1]) if first == "transformers" else (ours[0], theirs[1])
-    found = halfway(zeroshot, finetuned, tmp_path / "out", allow=["unrelated"])
-    if first == "transformers":
-        expected = mean_of(*(load_file(folder / OPEN_CLIP_WEIGHTS) for folder in ours))
-        model, *_ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
-        assert torch.equal(model.logit_scale, found["logit_scale"])
+    in_open_clip = [save(build(cfg, seed), cfg, tmp_path / f"oc{seed}") for seed in (0, 1)]
+    in_transformers = []
+    for folder, copied in zip(in_open_clip, pair, strict=True):
+        in_transformers.append(Path(shutil.copytree(copied, tmp_path / copied.name)))
+        save_file(split(folder), in_transformers[-1] / WEIGHTS, metadata={"format": "pt"})
+    if wanted == "transformers":
+        zeroshot, finetuned = in_open_clip[0], in_transformers[1]
+        expected = mean_of(*(load_file(folder / WEIGHTS) for folder in in_transformers))
     else:
-        expected = mean_of(*(load_file(folder / WEIGHTS) for folder in theirs))
+        zeroshot, finetuned = in_transformers[0], in_open_clip[1]
+        expected = mean_of(*(load_file(folder / OPEN_CLIP_WEIGHTS) for folder in in_open_clip))
+    same(halfway(zeroshot, finetuned, tmp_path / "out", allow=["unrelated"]), expected)
+    if wanted == "transformers":
         CLIPModel.from_pretrained(tmp_path / "out")
-    same(found, expected)
+    else:
+        load(tmp_path / "out")
 
 
 def test_a_head_is_built_from_prompts(tmp_path: Path) -> None:
-    folders = save_open_clip_pair(tmp_path / "pair", model_config())
-    tower = load_file(folders[1] / OPEN_CLIP_WEIGHTS)
-    head = {"classification_head.weight": torch.ones(3, 16)}
-    stored = {f"model.{k}": v for k, v in tower.items() if k.startswith("visual.")}
-    torch.save({**stored, **head}, tmp_path / "soup.pt")
+    zeroshot, finetuned, _ = of_wise_ft(tmp_path)
     images = save_images(tmp_path / "images", each=2)
-    found = halfway(folders[0], tmp_path / "soup.pt", tmp_path / "out", data=images, verdict=False)
-    rows = 2 * found["classification_head.weight"] - 1  # of the zero-shot model
-    scale = load_file(folders[0] / OPEN_CLIP_WEIGHTS)["logit_scale"].exp()
+    found = halfway(zeroshot, finetuned, tmp_path / "out", data=images, verdict=False)
+    key = "classification_head.weight"
+    rows = 2 * found[key] - open_checkpoint(str(finetuned)).tensor(key)  # of the zero-shot model
+    scale = load_file(zeroshot / OPEN_CLIP_WEIGHTS)["logit_scale"].exp()
     torch.testing.assert_close(rows.norm(dim=1), scale.expand(3))

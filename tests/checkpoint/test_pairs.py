@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 from clipmerge.checkpoint import OutputKind
@@ -14,11 +13,9 @@ from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.checkpoint.settings import differing_settings
 from clipmerge.checkpoint.wrappers import unwrap
 from clipmerge.errors import CheckpointError
-from tests.support.raw_safetensors import edit, edit_json, rename_keys
+from tests.support.raw_safetensors import edit
 from tests.support.tasks import inputs_of
-from tests.support.tiny_clip import Folders
-
-WEIGHTS = "model.safetensors"
+from tests.support.tiny_clip import Folders, save_classifiers
 
 
 def test_missing_keys_are_kept_if_the_recipe_says_so(copies: Folders) -> None:
@@ -41,30 +38,57 @@ def test_the_finetuned_dtype_is_found(pair: Folders, tmp_path: Path) -> None:
     edit(tmp_path / "half", logit_scale=torch.tensor(2.6))
     several = inputs_of((pair[0], tmp_path / "half"), refuse=False)
     assert all("differs in dtype" in problem for problem in find_mismatches(several))
-    with pytest.raises(CheckpointError, match=r"differ in dtype; .* Or name one with `dtype`"):
+    with pytest.raises(CheckpointError, match=r"differs in dtype: .*; name one with `dtype`"):
         inputs_of((pair[0], tmp_path / "half"))
 
 
-def test_stated_and_default_settings_are_the_same() -> None:
-    full = {"model_type": "clip", "vision_config": {"hidden_act": "quick_gelu"}}
-    bare: dict[str, Any] = {"model_type": "clip", "vision_config": {"hidden_size": 768}}
-    assert list(differing_settings(full, bare)) == []
-    other = {"model_type": "clip", "vision_config": {"hidden_act": "gelu"}}
-    assert list(differing_settings(other, bare)) == [("vision", "hidden_act", "gelu", "quick_gelu")]
-    # of OpenAI's configurations: transformers then takes the last word
-    openai = {"model_type": "clip", "text_config": {"eos_token_id": 2, "vocab_size": 49408}}
-    ours = {"model_type": "clip", "text_config": {"eos_token_id": 49407, "vocab_size": 49408}}
-    assert list(differing_settings(openai, ours)) == []
-    vision = {"width": 768, "patch_size": 32}
-    plain = {"embed_dim": 512, "vision_cfg": vision, "text_cfg": {"heads": 8}}
-    heads = {"embed_dim": 512, "vision_cfg": {**vision, "head_width": 32}, "text_cfg": {}}
-    assert list(differing_settings(plain, heads)) == [("vision", "num_attention_heads", 12, 24)]
-    causal = {**plain, "text_cfg": {"heads": 8, "no_causal_mask": True}}
-    assert list(differing_settings(plain, causal)) == [("text", "no_causal_mask", False, True)]
-    assert list(differing_settings({**plain, "vision_cfg": 5}, plain)) == []
-    # of both libraries
-    assert [name for _, name, *_ in differing_settings(plain, bare)] == ["hidden_act"] * 2
-    assert list(differing_settings({**plain, "quick_gelu": True}, bare)) == []
+def of_transformers(**sections: Any) -> dict[str, Any]:
+    return {"model_type": "clip", **sections}
+
+
+VISION = {"width": 768, "patch_size": 32}
+OPEN_CLIP = {"embed_dim": 512, "vision_cfg": VISION, "text_cfg": {"heads": 8}}
+DEFAULT = of_transformers(vision_config={"hidden_size": 768})
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "differences"),
+    [
+        (of_transformers(vision_config={"hidden_act": "quick_gelu"}), DEFAULT, []),
+        (
+            of_transformers(vision_config={"hidden_act": "gelu"}),
+            DEFAULT,
+            [("vision", "hidden_act", "gelu", "quick_gelu")],
+        ),
+        # of OpenAI's configurations: transformers then takes the last word
+        (
+            of_transformers(text_config={"eos_token_id": 2, "vocab_size": 49408}),
+            of_transformers(text_config={"eos_token_id": 49407, "vocab_size": 49408}),
+            [],
+        ),
+        (
+            OPEN_CLIP,
+            OPEN_CLIP | {"vision_cfg": VISION | {"head_width": 32}, "text_cfg": {}},
+            [("vision", "num_attention_heads", 12, 24)],
+        ),
+        (
+            OPEN_CLIP,
+            OPEN_CLIP | {"text_cfg": {"heads": 8, "no_causal_mask": True}},
+            [("text", "no_causal_mask", False, True)],
+        ),
+        (OPEN_CLIP | {"vision_cfg": 5}, OPEN_CLIP, []),
+        (OPEN_CLIP | {"quick_gelu": True}, DEFAULT, []),
+        (
+            OPEN_CLIP,
+            DEFAULT,
+            [(side, "hidden_act", "gelu", "quick_gelu") for side in ("vision", "text")],
+        ),
+    ],
+)
+def test_stated_and_default_settings_are_the_same(
+    ours: dict[str, Any], theirs: dict[str, Any], differences: list[Any]
+) -> None:
+    assert list(differing_settings(ours, theirs)) == differences
 
 
 @pytest.mark.parametrize(
@@ -88,21 +112,16 @@ def test_the_clip_among_the_keys(keys: str, names: str) -> None:
     said: list[str] = []
     found = unwrap(Path("x.pt"), {key: key for key in keys.split()}, None, said)
     assert list(found) == names.split()
-    left = ["x.pt: the CLIP lies under clip; 2 tensors left out: head.weight, head.bias"]
+    left = ["x.pt: the CLIP is under clip; 2 tensors are left out: head.weight, head.bias"]
     assert said == (left if "clip." in keys else [])
 
 
-def test_both_classifiers_need_the_same_classes(copies: Folders) -> None:
-    for folder, rows in zip(copies, (3, 5), strict=True):
-        rename_keys(folder, str, keep=lambda key: "text" not in key and "logit" not in key)
-        tensors = {"classifier.weight": torch.ones(rows, 32), "classifier.bias": torch.ones(rows)}
-        file = folder / WEIGHTS
-        save_file({**load_file(file), **tensors}, folder / "new")
-        (folder / "new").replace(file)
-        edit_json(folder / "config.json", architectures=["CLIPForImageClassification"])
-    inputs = inputs_of(copies)
+def test_both_classifiers_need_the_same_classes(tmp_path: Path) -> None:
+    (three,) = save_classifiers(tmp_path / "three", tuple("abc"))
+    (five,) = save_classifiers(tmp_path / "five", tuple("abcde"))
+    inputs = inputs_of((three, five))
     assert inputs.output is OutputKind.FINETUNED_CLASSIFIER
-    assert any("its head has 3 rows and the fine-tuned one's 5" in note for note in inputs.notes)
+    assert any("its head has 3 rows, but the fine-tuned one has 5" in note for note in inputs.notes)
 
 
 def test_a_part_that_is_not_there() -> None:

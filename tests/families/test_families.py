@@ -10,7 +10,7 @@ import torch
 import clipmerge
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
-from clipmerge.families import FAMILIES, family_of, layers_of
+from clipmerge.families import VISION_TEXT_DUAL_ENCODER, family_of, layers_of
 from tests.support import tiny_open_clip
 from tests.support.tiny_clip import Folders
 from tests.support.tiny_families import TINY
@@ -63,7 +63,6 @@ def test_models_of_open_clip(kind: str, tmp_path: Path) -> None:
     [
         ("vision_model.encoder.layers.3.layer_norm1.weight", "vision.3.attn"),
         ("text_model.encoder.layers.11.mlp.fc2.bias", "text.11.mlp"),
-        ("visual.transformer.resblocks.0.ln_2.weight", "vision.0.mlp"),
         ("transformer.resblocks.0.ls_1.gamma", "text.0.attn"),
         ("text_decoder.cross_attn.1.attn.in_proj_weight", "decoder.1.cross"),
         ("visual.layer1.0.conv1.weight", "vision.0.conv"),
@@ -78,7 +77,6 @@ def test_models_of_open_clip(kind: str, tmp_path: Path) -> None:
         ("visual.attnpool.positional_embedding", "vision.pooler"),
         ("text_model.head.weight", "text.projection"),
         ("ln_final.bias", "text.norm"),
-        ("token_embedding.weight", "text.embeddings"),
         ("temperature", "logit_scale"),
         ("classifier.weight", "head"),
         ("vision_model.features.3.weight", "vision.features"),
@@ -93,19 +91,12 @@ def test_blocks_in_stages_are_numbered_one_after_another() -> None:
     assert list(layers_of(names).values()) == ["vision.2.conv", "vision.1.conv", "vision.0.conv"]
 
 
-def test_a_family_is_known_by_its_keys_without_a_config() -> None:
-    for name in ("CLIP", "SigLIP", "AltCLIP", "ALIGN", "ChineseCLIP"):
-        keys = TINY[name].make().state_dict()
-        assert family_of(None, keys, "here").name == TINY[name].family
-    assert len({family.name for family in FAMILIES}) == len(FAMILIES)
-    with pytest.raises(
-        CheckpointError, match="here: is a 'blip' checkpoint; clipmerge merges SigLIP"
-    ):
-        family_of({"model_type": "blip"}, ["vision_model.x"], "here")
+@pytest.mark.parametrize("name", ["CLIP", "SigLIP", "AltCLIP", "ALIGN", "ChineseCLIP"])
+def test_a_family_is_known_by_its_keys_without_a_config(name: str) -> None:
+    assert family_of(None, TINY[name].make().state_dict(), "here").name == TINY[name].family
 
 
 def test_one_parameter_under_two_names_is_refused() -> None:
     names = ["vision_model.encoder.layer.0.x", "vision_model.layers.0.x"]
-    dual = next(family for family in FAMILIES if family.name == "VisionTextDualEncoder")
     with pytest.raises(CheckpointError, match="are the same parameter"):
-        dual.by_canonical_name(names)
+        VISION_TEXT_DUAL_ENCODER.by_canonical_name(names)

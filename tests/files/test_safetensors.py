@@ -34,10 +34,6 @@ def header_of(header: Any) -> bytes:
 
 def test_reads_what_safetensors_wrote(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "x.safetensors", metadata={"format": "pt"})
-    entries = read_header(tmp_path / "x.safetensors")
-    assert {name: each.shape for name, each in entries.items()} == {
-        n: tuple(t.shape) for n, t in TENSORS.items()
-    }
     checkpoint = open_checkpoint(str(tmp_path / "x.safetensors"))
     for name, tensor in TENSORS.items():
         assert torch.equal(checkpoint.tensor(name), tensor)
@@ -52,7 +48,7 @@ def test_a_header_of_any_length_is_read(tmp_path: Path) -> None:
             tmp_path / "x.safetensors", raw.ljust(length), struct.pack("<2f", 1.5, -2.25)
         )
         assert open_checkpoint(str(file)).tensor("a").tolist() == [1.5, -2.25]
-        assert open_checkpoint(str(file)).tensor("a", 1, 2).tolist() == [-2.25]
+        assert open_checkpoint(str(file)).array("a", 1, 2).tolist() == [-2.25]
 
 
 def refused(file: Path, message: str) -> None:

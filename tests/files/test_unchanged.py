@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
-from clipmerge.files import is_plain_name, local_path
+from clipmerge.files import local_path
 from clipmerge.merging import folder as output_folder
 from tests.support.command import clipmerge, refused
 
@@ -47,21 +47,12 @@ def test_an_input_that_is_cut_short_or_removed_is_reported(tmp_path: Path) -> No
     assert found.array("a.weight", 5, 8).tolist() == [1.0] * 3
     with file.open("r+b") as handle:
         handle.truncate(1000)
-    with pytest.raises(
-        CheckpointError, match=r"x\.safetensors: changed while it was read, or could not be read to"
-    ):
+    changed = r"x\.safetensors: changed while it was read, or could not be read to its end"
+    with pytest.raises(CheckpointError, match=changed):
         found.array("b.weight")
-    with pytest.raises(CheckpointError, match=r"x\.safetensors: changed while it was read"):
-        found.provenance(hashed=False)
     file.unlink()
-    with pytest.raises(CheckpointError, match=r"x\.safetensors: changed while it was read"):
-        found.array("b.weight")
-
-
-def test_what_is_no_name_of_a_file() -> None:
-    for name in (None, 3, "", ".", "..", "a/b", "a\\b"):
-        assert not is_plain_name(name), name
-    assert is_plain_name("model-00001-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=changed):
+        found.provenance(hashed=False)
 
 
 def test_a_home_is_expanded_and_an_unknown_one_is_left(

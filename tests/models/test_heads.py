@@ -33,8 +33,8 @@ from clipmerge.models.classifier import classifier_for
 from clipmerge.types import CHECKS
 from tests.support.image_files import load_images
 from tests.support.tasks import inputs_of
-from tests.support.tiny_clip import save_classifiers, save_images
-from tests.support.tiny_open_clip import build, model_config, save, stir
+from tests.support.tiny_clip import save_classifiers, save_images, stir
+from tests.support.tiny_open_clip import build, model_config, save
 from tests.support.told import Told
 
 CLASSES, SIDE = 3, 32

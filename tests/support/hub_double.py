@@ -32,18 +32,14 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, Files]] = {}  # each a dictionary of commits, in order
-        self.faults: dict[str, tuple[int, str]] = {}
+        self.fault: tuple[int, str] | None = None  # of every answer
         self.log: list[str] = []
 
-    def fail(self, path: str, status: int = 0, code: str = "") -> None:
-        """Answer paths that contain a text with a status and a code; with 0, do not answer."""
-        self.faults[path] = status, code
-
     def answer(self, request: Any) -> Any:
-        """Answer a request of the client."""
+        """Answer a request of the client: with a fault of status 0, not at all."""
         path = request.url.raw_path.decode().partition("?")[0]
         self.log.append(path)
-        fault = next((self.faults[part] for part in self.faults if part in path), None)
+        fault = self.fault
         try:
             if fault is None:
                 return http.Response(200, **self.content(path))

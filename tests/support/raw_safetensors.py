@@ -39,20 +39,20 @@ def edit_json(file: Path, **changes: Any) -> Path:
     return file
 
 
-def _changed(held: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def _changed(content: Any, changes: dict[str, Any]) -> dict[str, Any]:
+    result = dict(content) if isinstance(content, dict) else {}
     for key, value in changes.items():
         if value is ...:
-            held.pop(key, None)
+            result.pop(key, None)
         else:
-            inner = isinstance(value, dict) and isinstance(held.get(key), dict)
-            held[key] = _changed(held[key], value) if inner else value
-    return held
+            result[key] = _changed(result.get(key), value) if isinstance(value, dict) else value
+    return result
 
 
-def rename_keys(folder: Path, rename: Any, *, keep: Any = lambda key: True) -> Path:
+def rename_keys(folder: Path, rename: Any) -> Path:
     """Pass every key of a checkpoint folder through ``rename``."""
     file = folder / "model.safetensors"
-    tensors = {rename(key): value for key, value in load_file(file).items() if keep(key)}
+    tensors = {rename(key): value for key, value in load_file(file).items()}
     save_file(tensors, folder / "renamed", metadata={"format": "pt"})
     (folder / "renamed").replace(file)  # others may have mapped it
     return folder

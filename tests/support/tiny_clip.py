@@ -61,6 +61,20 @@ def tiny_processor() -> CLIPProcessor:
     return CLIPProcessor(image_processor=images, tokenizer=tokenizer)
 
 
+@torch.no_grad()
+def stir(model: torch.nn.Module, amount: float) -> None:
+    """Move every entry, the statistics of batch norms too, so that nothing is left at 0 or 1."""
+    for parameter in model.parameters():
+        parameter.add_(amount * torch.randn(parameter.shape))
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.add_(amount * torch.randn(buffer.shape))
+        elif name.endswith("running_var"):
+            buffer.mul_(1 + amount * torch.rand(buffer.shape))
+        elif name.endswith("num_batches_tracked"):
+            buffer.add_(7)
+
+
 def save_pair(
     folder: Path, *, change: float = 0.05, blocks: int = 3, seed: int = 0
 ) -> tuple[Path, Path]:

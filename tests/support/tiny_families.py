@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from tests.support.tiny_clip import tiny_processor
+from tests.support.tiny_clip import stir, tiny_processor
 
 _SIZES = {
     "hidden_size": 32,
@@ -105,7 +105,7 @@ class Tiny:
         defaults too."""
         torch.manual_seed(seed)
         model = self.model(self.config()).eval()
-        perturb(model, seed, by=0.3)
+        stir(model, 0.1)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 4:  # else a convolutional tower answers all images alike
@@ -132,20 +132,6 @@ class Tiny:
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs().items()}
         output = model.double().eval()(**inputs)
         return output.logits if hasattr(output, "logits") else output.logits_per_image
-
-
-@torch.no_grad()
-def perturb(model: Any, seed: int, *, by: float = 0.1) -> None:
-    """Move every parameter and every statistic a little, and count a few steps, like training."""
-    generator = torch.Generator().manual_seed(seed + 100)
-    for name, tensor in model.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            tensor.add_(7 + seed)
-        elif tensor.is_floating_point():
-            noise = (
-                torch.randn(tensor.shape, generator=generator) * (tensor.abs().mean() + 0.02) * by
-            )
-            tensor.add_(noise.abs() if name.endswith("running_var") else noise)
 
 
 TINY: dict[str, Tiny] = {
@@ -211,7 +197,7 @@ def save_pair(name: str, folder: Path) -> tuple[Path, Path]:
     if tiny.base:
         tensors = {key: value for key, value in tensors.items() if key.startswith("vision_")}
     finetuned.load_state_dict(tensors, strict=not tiny.base)
-    perturb(finetuned, 1)
+    stir(finetuned, 0.02)
     finetuned.save_pretrained(paths[1])
     if tiny.processor:
         tiny.processor().save_pretrained(paths[1])

@@ -8,7 +8,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from tests.support.tiny_clip import tiny_processor, vocabulary
+from tests.support.tiny_clip import stir, tiny_processor, vocabulary
 
 VISION = {
     "layers": 3,
@@ -116,20 +116,6 @@ def build(model_cfg: dict[str, Any], seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
-@torch.no_grad()
-def stir(model: torch.nn.Module, amount: float) -> None:
-    """Move every entry, the statistics of batch norms too, so that nothing is left at 0 or 1."""
-    for parameter in model.parameters():
-        parameter.add_(amount * torch.randn(parameter.shape))
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.add_(amount * torch.randn(buffer.shape))
-        elif name.endswith("running_var"):
-            buffer.mul_(1 + amount * torch.rand(buffer.shape))
-        elif name.endswith("num_batches_tracked"):
-            buffer.add_(7)
-
-
 def save(model: torch.nn.Module, model_cfg: dict[str, Any], folder: Path) -> Path:
     """Save weights, configuration and the tiny tokenizer, which open_clip then reads from the
     folder."""
@@ -171,16 +157,9 @@ def outputs(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.T
     generator = torch.Generator().manual_seed(5)
     size = open_clip.model.to_2tuple(model.visual.image_size)
     images = torch.randn(4, 3, *size, generator=generator)
-    texts = token_ids()
+    start, end = len(vocabulary()) - 2, len(vocabulary()) - 1
+    texts = torch.arange(3 * TEXT["context_length"]).view(3, -1) % start
+    texts[:, 0] = start
+    texts[:, 9:] = end  # and as padding, as both tokenizers write it
     features = model.encode_image(images, normalize=True), model.encode_text(texts, normalize=True)
     return (*features, model.logit_scale.exp())
-
-
-def token_ids() -> torch.Tensor:
-    """Texts as both tokenizers write them: start, letters, the end, and the end again as
-    padding."""
-    start, end = len(vocabulary()) - 2, len(vocabulary()) - 1
-    ids = torch.arange(3 * TEXT["context_length"]).view(3, -1) % start
-    ids[:, 0] = start
-    ids[0, 4:] = ids[1, 8:] = ids[2, -1] = end
-    return ids
