@@ -21,13 +21,9 @@ def is_plain_name(name: object) -> bool:
     return "/" not in name and "\\" not in name
 
 
-#: Environment variable with the user's folders of plugins.
-PLUGINS = "CLIPMERGE_PLUGINS"
-
-
 def plugin_folders() -> tuple[Path, ...]:
     """List the folders in the environment variable ``CLIPMERGE_PLUGINS``."""
-    listed = os.environ.get(PLUGINS, "")
+    listed = os.environ.get("CLIPMERGE_PLUGINS", "")
     folders = tuple(Path(folder).absolute() for folder in listed.split(os.pathsep) if folder)
     for folder in folders:
         if not folder.is_dir():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from clipmerge.files.safetensors import Array
-from clipmerge.merging.selection import RandomKey, keep_random, zero_others
+from clipmerge.merging.selection import keep_random, zero_others
 from clipmerge.plugins import Density
 
 
-def random_rescale(change: Array, *, key: RandomKey, density: Density = 1.0) -> Array:
+def random_rescale(change: Array, key: str, *, density: Density = 1.0) -> Array:
     """Keep each entry with probability ``density``, and divide the kept entries by ``density``.
     This preserves the mean change.
 

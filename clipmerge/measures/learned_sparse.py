@@ -12,7 +12,7 @@ from clipmerge.learning.train import LearningOptions
 from clipmerge.measures.learned_coefficients import learned_measurements
 from clipmerge.measures.sharpness import STRAGGLER_SHARE, measure_sharpness
 from clipmerge.planning.measurements import Measurements
-from clipmerge.plugins import Density, Share, with_options_of
+from clipmerge.plugins import Density, Share
 
 LEARNS = HOLDS_BACK = True
 
@@ -34,7 +34,9 @@ class SparseOptions(LearningOptions):
     density: Density = 0.5
 
 
-@with_options_of(SparseOptions)
+OPTIONS = SparseOptions
+
+
 def learned_sparse(objective: Objective, **options: Any) -> Measurements:
     """Learn coefficients, of which straggler layers keep only a share. Their other weights stay
     zero-shot.

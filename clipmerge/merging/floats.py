@@ -5,7 +5,7 @@ numpy has no bfloat16, and converts float16 slowly, one entry at a time.
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 
@@ -22,39 +22,27 @@ _HALF_ROUNDING = np.uint32((1 << 32) + 0xFFF - (_HALF_BIAS << 23))
 _HALF = np.float32(0.5)
 _SMALLEST_NORMAL = np.float32(2.0**-14)
 
-#: Values beyond which rounding to a dtype overflows.
+#: Smallest values that overflow when they are rounded to a dtype.
 LIMITS = {
-    "F64": float("inf"),
-    "F32": float("inf"),
     # halfway from the largest number to the one that would follow it
     "BF16": float(np.uint32(0x7F7F8000).view(np.float32)),
     "F16": 65520.0,
 }
 
 
-def widen(stored: Array, dtype: str, wide: np.dtype[Any] | None = None) -> Array:
-    """Convert stored values to float32, or to the dtype ``wide``; returns a view where it can.
+def widen(stored: Array, dtype: str) -> Array:
+    """Convert stored float16 or bfloat16 values to float32; other values are returned unchanged.
 
     Example:
         >>> widen(np.array([0x3F80], np.uint16), "BF16"), widen(np.array([1], np.float16), "F16")
         (array([1.], dtype=float32), array([1.], dtype=float32))
     """
-    values = stored
     if dtype == "BF16":
-        values = _widen_bfloat16(stored)
-    elif dtype == "F16":
-        values = _widen_float16(stored)
-    return values if wide is None else values.astype(wide, copy=False)
-
-
-def _widen_bfloat16(stored: Array) -> Array:
-    bits = stored.astype(np.uint32)
-    bits <<= 16
-    values: Array = bits.view(np.float32)
-    return values
-
-
-def _widen_float16(stored: Array) -> Array:
+        bits = stored.astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
+    if dtype != "F16":
+        return stored
     signed = stored.view(np.int16).astype(np.int32)
     signed <<= _HALF_SHIFT
     signed &= np.int32(-0x70000001)  # the sign, and what came from exponent and fraction
@@ -101,7 +89,7 @@ def narrow(values: Array, dtype: str) -> Array:
 
 def fits(values: Array, dtype: str) -> bool:
     """Whether all values are finite, and remain finite when rounded to a stored dtype."""
-    limit = LIMITS[dtype]
+    limit = LIMITS.get(dtype, math.inf)
     # NaN survives both, and is neither smaller nor larger
     low = values.min(initial=0)
     high = values.max(initial=0)

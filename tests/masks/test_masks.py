@@ -8,13 +8,12 @@ import pytest
 
 from clipmerge.errors import UsageError
 from clipmerge.merging import bind_mask, merge_tensor, selection
-from clipmerge.merging.selection import RandomKey
 from clipmerge.plugins import plugin_names
 from tests.support.tasks import merge_masked
 
 Array = np.ndarray[Any, Any]
 Rows = list[list[float]]
-KEY = RandomKey(3, "vision_model.a")
+KEY = "3:vision_model.a"
 #: Masks that scale entries, or mix them.
 SCALING = ("mag-prune", "random-rescale", "right-multiply", "spectral")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -39,7 +38,7 @@ def bound(name: str, score: Array) -> Any:
 
 def words(count: int) -> list[float]:
     """The draws of the key, one at a time, in [0, 1)."""
-    digest = hashlib.sha256(f"{KEY.seed}:{KEY.name}".encode()).digest()[:16]
+    digest = hashlib.sha256(KEY.encode()).digest()[:16]
     generator = np.random.Philox(key=int.from_bytes(digest, "little"))
     return [(int(generator.random_raw()) // 2**11) / 2**53 for _ in range(count)]
 

@@ -6,7 +6,7 @@ import pytest
 from clipmerge.errors import UsageError
 from clipmerge.methods import Task
 from clipmerge.planning.measurements import Measurements, Statistic
-from clipmerge.plugins import check_options
+from clipmerge.planning.recipe import load_recipe
 from tests.support.tasks import decide, inputs_of, task_of
 from tests.support.tiny_clip import Folders
 
@@ -30,9 +30,9 @@ def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(pair: Folder
         decide(task, method, bootstraps=20)
     assert decide(task, method, bootstraps=20, mask="magnitude").scores == {}
     with pytest.raises(
-        UsageError, match=r"option 'mask' cannot be 'saliancy': .*mean 'saliency'.*masks: "
+        UsageError, match=r"no mask 'saliancy'\. Did you mean 'saliency'\? .masks: "
     ):
-        check_options("methods", method, {"mask": "saliancy"})
+        load_recipe(method, {"method.mask": "saliancy"})
 
 
 @pytest.mark.parametrize(
