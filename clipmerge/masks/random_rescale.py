@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipmerge.files.safetensors import Array
-from clipmerge.merging.selection import keep_random, zero_others
+from clipmerge.masks.random import random
 from clipmerge.plugins import Density
 
 
@@ -22,6 +22,6 @@ def random_rescale(change: Array, key: str, *, density: Density = 1.0) -> Array:
     Source:
         DARE, Yu et al. 2023, arXiv:2311.03099.
     """
-    change = zero_others(change, keep_random(change.shape, density, key))
+    change = random(change, key, density=density)
     change /= density
     return change

@@ -90,12 +90,10 @@ def path_barrier(
             for each in readings
         }
         rounding = _ROUNDING * max(losses[0.0], middle, losses[1.0])
-        wrong = [
-            check.relative_error
-            for check in checks.values()
-            if abs(check.sum_of_layers - check.measured) > rounding
-        ]
-        worst = max(wrong, default=0.0)
+        worst = 0.0
+        for check in checks.values():
+            if abs(check.sum_of_layers - check.measured) > rounding:
+                worst = max(worst, check.relative_error)
         if worst <= tolerance or 2 * nodes > _MAX_NODES:
             break
         nodes *= 2

@@ -15,10 +15,9 @@ from clipmerge.files.safetensors import DTYPES
 from clipmerge.files.side_files import PROCESSORS, SIDE_FILES, VOCABULARIES, copy_side_file
 from clipmerge.files.writer import OutputTensor, write_safetensors
 from clipmerge.progress import Progress
+from clipmerge.types import Names
 
 _Files = dict[str, Path]
-# Files of which a checkpoint needs one to have a part of its processor.
-_PARTS = {"tokenizer": VOCABULARIES, "processor": PROCESSORS}
 
 
 def write_weights(
@@ -102,8 +101,7 @@ def write_side_files(
         sha256 by name of each file.
     """
     chosen = _find_side_files(inputs.layout)
-    is_lacking = any(chosen.keys().isdisjoint(names) for names in _PARTS.values())
-    if is_lacking and inputs.layout is not inputs.zeroshot and not inputs.zeroshot.stored:
+    if inputs.layout is not inputs.zeroshot and not inputs.zeroshot.stored:
         chosen = _with_zeroshot_files(inputs, chosen, progress)
     hashes = {}
     for name in sorted(chosen):
@@ -138,25 +136,23 @@ def _with_zeroshot_files(inputs: Inputs, chosen: _Files, progress: Progress) -> 
                 " side files were copied"
             )
         return offered
-    is_needed = {
-        "tokenizer": not inputs.output.is_classifier,  # which reads no texts
-        # the configuration of open_clip holds the preprocessing
-        "processor": inputs.zeroshot.family.layout != "open-clip",
-    }
-    unwanted = {"config.json"}
-    is_changed = False
-    for part, names in _PARTS.items():
-        is_lacking = chosen.keys().isdisjoint(names) and not offered.keys().isdisjoint(names)
-        if is_lacking and is_needed[part]:
-            is_changed = True
+    parts: dict[str, Names] = {}
+    if not inputs.output.is_classifier:  # a classifier reads no texts
+        parts["tokenizer"] = VOCABULARIES
+    if inputs.zeroshot.family.layout != "open-clip":  # its configuration has the preprocessing
+        parts["processor"] = PROCESSORS
+    # the files of a part that the fine-tuned checkpoint has would contradict it
+    unwanted = {"config.json", *VOCABULARIES, *PROCESSORS}
+    is_lacking = False
+    for part, names in parts.items():
+        if chosen.keys().isdisjoint(names) and not offered.keys().isdisjoint(names):
+            is_lacking = True
+            unwanted.difference_update(names)
             progress.warn(
                 f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied"
             )
-        else:
-            unwanted.update(names)
-    if not is_changed:
-        return chosen
-    return {name: offered[name] for name in offered.keys() - unwanted} | chosen
+    added = offered.keys() - unwanted if is_lacking else ()
+    return {name: offered[name] for name in added} | chosen
 
 
 def _write_dtype_into_config(path: Path, dtype: str, checkpoint: Checkpoint) -> None:

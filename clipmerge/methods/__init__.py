@@ -6,7 +6,6 @@ options. `run_method` adds the method's name to its `UsageError`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -45,9 +44,8 @@ class Task:
     @property
     def sizes(self) -> dict[str, int]:
         """Number of entries by layer."""
-        shapes = self.shapes
         return {
-            layer: sum(math.prod(shapes[name]) for name in names)
+            layer: sum(self.inputs.zeroshot_entry(name).size for name in names)
             for layer, names in self.layers.items()
         }
 
@@ -180,8 +178,6 @@ def run_method(task: Task, section: Json) -> Decision:
         decision: Decision = load_plugin("methods", method)(task, **options)
     except UsageError as error:
         raise UsageError(f"method {method}: {error}") from None
-    if not decision.scores and not decision.coefficients:
-        return decision
     scores = _as_arrays(decision.scores)
     coefficients = _as_arrays(decision.coefficients)
     # a layer shows the mean and the range of its coefficients
@@ -190,10 +186,5 @@ def run_method(task: Task, section: Json) -> Decision:
 
 
 def _as_arrays(tensors: Mapping[str, Any]) -> dict[str, Array]:
-    """Convert tensors of torch or numpy to float32 arrays."""
-    arrays = {}
-    for name, values in tensors.items():
-        if not isinstance(values, np.ndarray):
-            values = values.detach().float().cpu().contiguous().numpy()
-        arrays[name] = values.astype(np.float32, copy=False)
-    return arrays
+    """Convert tensors on the CPU, of torch or numpy, to float32 arrays."""
+    return {name: np.asarray(values, np.float32, order="C") for name, values in tensors.items()}
