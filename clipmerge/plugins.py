@@ -41,8 +41,9 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 #: A kind of generic change of images.
 Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]
-#: Names that the file of a measure may set to ``True``: it uses all fine-tuned checkpoints; it
-#: learns; it holds images back that choose, with the options ``held_back`` and ``max_loss``.
+#: Properties that the file of a measure sets to ``True``. ``SEVERAL``: it uses all fine-tuned
+#: checkpoints. ``LEARNS``: it learns. ``HOLDS_BACK``: held-out images choose how far the merge goes
+#: back, so it has the options ``held_back`` and ``max_loss``.
 MeasureKind = Literal["SEVERAL", "LEARNS", "HOLDS_BACK"]
 
 
@@ -56,8 +57,8 @@ def plugin_names(package: str) -> Names:
 
 
 def _search_path(package: str) -> MutableSequence[str]:
-    """Return the folders from which Python imports a package's plugins: clipmerge's own, then the
-    user's, which it adds.
+    """Add the user's folders to those from which Python imports a package's plugins, and return all
+    of them, clipmerge's own folder first.
     """
     path = import_module(f"clipmerge.{package}").__path__
     path[1:] = [str(folder / package) for folder in plugin_folders()]
@@ -133,6 +134,6 @@ def check_mask_options(mask: str, options: Json) -> None:
 
 
 def measure_is(measure: str, kind: MeasureKind) -> bool:
-    """Whether the file of a measure declares a kind, such as ``LEARNS = True``."""
+    """Whether the file of a measure sets a property, such as ``LEARNS = True``."""
     module = sys.modules[load_plugin("measures", measure).__module__]
     return bool(getattr(module, kind, False))

@@ -22,8 +22,7 @@ class SparseOptions(LearningOptions):
     """Options of `learned_sparse`: those of `LearningOptions`, and those of stragglers.
 
     Attributes:
-        granularity: What has a coefficient of its own. A mask needs more than one coefficient per
-            parameter.
+        granularity: Unit with its own coefficient. A mask needs more than one per parameter.
         share: Stragglers are the fewest layers that together have this share of the blocks'
             sharpness.
         density: Share of a straggler parameter's coefficients that is kept.

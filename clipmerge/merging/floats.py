@@ -17,8 +17,8 @@ _HALF_BIAS = 127 - 15
 # Added to the bits of a float32, it rounds them to a float16's fraction, and subtracts the
 # difference of the biases from the exponent.
 _HALF_ROUNDING = np.uint32((1 << 32) + 0xFFF - (_HALF_BIAS << 23))
-# Added to a number below the normal ones of float16, it rounds it to a multiple of 2 ** -24, as a
-# float16 would be.
+# Added to a number below float16's normal range, it rounds the number to a multiple of 2 ** -24,
+# the distance of float16 numbers there.
 _HALF = np.float32(0.5)
 _SMALLEST_NORMAL = np.float32(2.0**-14)
 
@@ -45,7 +45,7 @@ def widen(stored: Array, dtype: str) -> Array:
         return stored
     signed = stored.view(np.int16).astype(np.int32)
     signed <<= _HALF_SHIFT
-    signed &= np.int32(-0x70000001)  # the sign, and what came from exponent and fraction
+    signed &= np.int32(-0x70000001)  # keep sign, exponent and fraction
     values: Array = signed.view(np.float32)
     values *= np.float32(2.0**_HALF_BIAS)
     is_finite = np.abs(values) < 65536  # Inf and NaN are large now
@@ -90,7 +90,7 @@ def narrow(values: Array, dtype: str) -> Array:
 def fits(values: Array, dtype: str) -> bool:
     """Whether all values are finite, and remain finite when rounded to a stored dtype."""
     limit = LIMITS.get(dtype, math.inf)
-    # NaN survives both, and is neither smaller nor larger
+    # NaN passes through minimum and maximum, and then fails both comparisons
     low = values.min(initial=0)
     high = values.max(initial=0)
     return bool(-limit < low and high < limit)

@@ -53,7 +53,11 @@ def write_weights(
 def assign_shards(
     inputs: Inputs, tensors: list[OutputTensor], max_shard_size: int | None = None
 ) -> dict[str, str]:
-    """Choose a file for each tensor, by key: as the fine-tuned checkpoint has it, or by size."""
+    """Choose a file for each tensor, and return the files by key.
+
+    The output has the shards of the fine-tuned checkpoint, or shards of at most ``max_shard_size``
+    bytes.
+    """
     single, layout = inputs.family.weights, inputs.layout
     if max_shard_size is not None:
         return _split_by_size(tensors, max_shard_size, single)
@@ -62,7 +66,7 @@ def assign_shards(
     first = next(iter(layout.entries.values()))
     shards = {}
     for tensor in tensors:
-        entry = layout.entries.get(tensor.key, first)  # only the other checkpoint may have it
+        entry = layout.entries.get(tensor.key, first)  # only the zero-shot checkpoint has it
         stem = entry.file.stem.removeprefix("pytorch_")
         shards[tensor.key] = f"{stem}.safetensors"
     return shards
@@ -114,8 +118,9 @@ def write_side_files(
 
 
 def _find_side_files(checkpoint: Checkpoint) -> _Files:
-    """Find the files beside the weights that describe them; files beside weights without a
-    configuration may belong to another model.
+    """Find the side files of a checkpoint, by name.
+
+    Without a configuration, the result is empty: the files may belong to another model.
     """
     if checkpoint.config is None:
         return {}
@@ -156,9 +161,10 @@ def _with_zeroshot_files(inputs: Inputs, chosen: _Files, progress: Progress) -> 
 
 
 def _write_dtype_into_config(path: Path, dtype: str, checkpoint: Checkpoint) -> None:
-    """Write the dtype of the weights into a config: transformers trusts it more than the file.
+    """Write the dtype of the weights into a configuration.
 
-    If the weights keep their dtype, a config that states another one is corrected.
+    transformers loads weights in the dtype that the configuration names, not in their own. So if
+    the weights keep their dtype, a configuration that names another one is corrected.
     """
     text = path.read_text(encoding="utf-8-sig")
     config = json.loads(text)

@@ -83,9 +83,10 @@ class _Merge:
         self._store(merged, out)
 
     def copy_run(self, start: int, out: Array, change: Array | None) -> None:
-        """Copy elements of a tensor that is not merged from the first checkpoint that has it. The
-        others must have the same values, except for counters of batches, which do not affect the
-        model.
+        """Copy elements of an unmerged tensor from the first checkpoint that has it.
+
+        The other checkpoints must have the same values, except for counters of batches, which do
+        not affect the model.
         """
         values, *others = _read_run(self.inputs, self.name, start, start + len(out))
         may_differ = is_counter(self.name)
@@ -149,10 +150,10 @@ class _Merge:
 
 
 def _read_run(inputs: Inputs, name: str, start: int = 0, stop: int | None = None) -> list[Array]:
-    """Read elements ``start`` to ``stop`` of a tensor, 1-D, in every checkpoint that has it: all in
-    the widest dtype of them, at least float32 for floats.
+    """Read elements ``start`` to ``stop`` of a tensor from every checkpoint that has it, 1-D.
 
-    NaN and Inf raise an error.
+    All are converted to one dtype, the widest; 16-bit floats are converted to float32 first. NaN
+    and Inf raise an error.
     """
     values = []
     for checkpoint, key in inputs.locations[name]:
@@ -164,9 +165,9 @@ def _read_run(inputs: Inputs, name: str, start: int = 0, stop: int | None = None
 
 
 def read_parameter(inputs: Inputs, name: str) -> list[Array]:
-    """Read a whole parameter in every checkpoint, in its shape, or (1,) for a scalar.
+    """Read a whole parameter from every checkpoint, in its shape, or (1,) for a scalar.
 
-    NaN and Inf raise an error: a mask may hide them, and a decomposition fails with them.
+    NaN and Inf raise an error.
     """
     shape = inputs.zeroshot_entry(name).shape or (1,)
     return [values.reshape(shape) for values in _read_run(inputs, name)]

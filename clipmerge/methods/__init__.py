@@ -24,7 +24,7 @@ from clipmerge.types import Json, Layers, Names, Shape
 
 @dataclass(frozen=True)
 class Task:
-    """What a method decides on: the checkpoints, and what was measured.
+    """The input of a method.
 
     Attributes:
         inputs: The checkpoints; most methods do not read their weights.
@@ -139,12 +139,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a method decided.
+    """The result of a method.
 
     Attributes:
         layers: The settings of each layer.
-        found: The reason of the whole decision, a sentence without its full stop; may be empty.
-        reasons: The reason for a layer's settings, by layer; not every layer has one.
+        found: The reason for the whole decision, a sentence without its full stop, or empty.
+        reasons: Reasons for the settings of single layers, by layer.
         weights: One factor per fine-tuned checkpoint.
         combine: How task vectors are masked before they are added up; ``None`` adds them up
             unmasked.
