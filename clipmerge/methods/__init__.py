@@ -110,15 +110,6 @@ class Task:
         if len(self.inputs.finetuned) < 2:
             raise UsageError(f"needs at least two fine-tuned checkpoints; with one, {instead}")
 
-    def need_one_finetuned(self) -> None:
-        """Raise an error if there are several fine-tuned checkpoints.
-
-        Raises:
-            UsageError: If there are several.
-        """
-        if len(self.inputs.finetuned) > 1:
-            raise UsageError("takes one fine-tuned checkpoint; for several use 'wise-ft'")
-
     def need_measured(
         self, what: str, measure: str, is_measured: Callable[[Measurements], object]
     ) -> Measurements:

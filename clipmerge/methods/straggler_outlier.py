@@ -53,13 +53,11 @@ def straggler_outlier(
         One setting for stragglers, and one for all other layers.
 
     Raises:
-        UsageError: If there are several fine-tuned checkpoints, or the measure lacks the statistic
-            or the gradients.
+        UsageError: If the measure lacks the statistic or the gradients.
 
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.
     """
-    task.need_one_finetuned()
     measurements = task.need_measured("a statistic", "path-barrier", lambda found: found.statistics)
     stragglers = find_stragglers(
         measurements,

@@ -99,7 +99,7 @@ def test_a_mask_is_its_rule_entry_by_entry(
 
 
 @pytest.mark.parametrize("name", [n for n in plugin_names("masks") if n not in SCALING])
-def test_what_is_kept_is_the_plain_merge_and_the_rest_zero_shot(name: str) -> None:
+def test_kept_entries_are_the_plain_merge_and_the_others_zero_shot(name: str) -> None:
     theta_0, score = example((6, 8))
     theta_1 = score * 3
     theta_0.flat[:4] = -0.0

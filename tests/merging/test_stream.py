@@ -27,7 +27,7 @@ def stream(
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("mask", [None, "magnitude", "random", "n-m", "spectral"])
-def test_chunks_never_show(pair: Folders, mask: str | None) -> None:
+def test_results_do_not_depend_on_chunks(pair: Folders, mask: str | None) -> None:
     layer = LayerPlan(alpha=0.3, mask=mask, density=0.5 if mask in ("magnitude", "random") else 1)
     whole = stream(pair, layer)
     for name, tensor in stream(pair, layer, run=17).items():
@@ -63,9 +63,9 @@ def test_an_overflow_is_reported_with_a_wider_dtype(
 ) -> None:
     for folder in copies:
         edit(folder, **{FC1: torch.full((64, 32), 1e30)})
-    told = f"tensor {FC1} overflows float16 when merged; use `dtype=float32`, or use an alpha"
+    message = f"tensor {FC1} overflows float16 when merged; use `dtype=float32`, or use an alpha"
     plan = plan_with({"vision.1.mlp": layer} if layer else {}, dtype="float16")
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         in_runs(inputs_of(copies), plan)
 
 
@@ -88,10 +88,10 @@ def test_equal_position_ids_are_copied(copies: Folders, dtype_0: str, dtype_1: s
     for folder, dtype in zip(copies, (dtype_0, dtype_1), strict=True):
         edit(folder, **{IDS: ids.to(getattr(torch, dtype))})
     assert torch.equal(stream(copies)[IDS], ids.to(getattr(torch, dtype_0)))
-    told = f"{copies[1]}: integer tensor {IDS} differs from the zero-shot one"
+    message = f"{copies[1]}: integer tensor {IDS} differs from the zero-shot one"
     for other in (ids + 1, ids[:, :31]):
         edit(copies[1], **{IDS: other.to(getattr(torch, dtype_1))})
-        with pytest.raises(CheckpointError, match=told):
+        with pytest.raises(CheckpointError, match=message):
             stream(copies)
 
 
@@ -103,8 +103,8 @@ def test_position_ids_of_one_side_are_kept_if_it_is_zero_shot(copies: Folders, w
 
 def test_a_saliency_mask_without_scores_is_refused_unless_nothing_changed(copies: Folders) -> None:
     layer = LayerPlan(alpha=0.5, mask="saliency", density=0.5)
-    told = r"'vision\.1\.mlp' has the mask 'saliency', but the plan holds no scores for"
-    with pytest.raises(UsageError, match=told):
+    message = r"'vision\.1\.mlp' has the mask 'saliency', but the plan holds no scores for"
+    with pytest.raises(UsageError, match=message):
         stream(copies, layer, only="vision.1.mlp")
     zeroshot = load_file(copies[0] / "model.safetensors")
     same = {name: zeroshot[name] for name in zeroshot if layer_of(name) == "vision.1.mlp"}

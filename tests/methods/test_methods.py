@@ -135,8 +135,10 @@ def test_a_method_is_its_rule(
             folders = [*pair]  # it splits only matrices of at least 1,024 entries
         task = task_of(folders)
         if count not in counts:
-            told = "needs at least two" if count == 1 else "takes one"
-            with pytest.raises(UsageError, match=f"method {method}: {told} fine-tuned checkpoint"):
+            message = "needs at least two" if count == 1 else "takes one"
+            with pytest.raises(
+                UsageError, match=f"method {method}: {message} fine-tuned checkpoint"
+            ):
                 decide(task, method)
             continue
         decision = decide(task, method, alpha=0.7, **options)
