@@ -138,7 +138,7 @@ def tower_cosines(inputs: Inputs, which: int = 0) -> dict[str, float]:
         for checkpoint, key in (locations[0], locations[which + 1]):
             stored = checkpoint.array(key, 0, min(_SAMPLE, entry.size))
             dtype = checkpoint.entries[key].dtype
-            ends.append(widen(stored, dtype, np.dtype(np.float64)))
+            ends.append(widen(stored, dtype).astype(np.float64))
         theta_0, theta_1 = ends
         with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
             # not `dot`: the threads of a BLAS would wait for others

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
-#: Limit in bytes on the results of jobs that run at once; a larger one is computed alone. The
-#: computation of a tensor needs a few times as much memory.
+#: Limit of the total size in bytes of the results of jobs that run at once. A job with a larger
+#: result runs alone. The computation of a tensor needs a few times as much memory.
 MAX_BYTES = 64 << 20
 
 _lock = threading.Lock()

@@ -7,18 +7,16 @@ that name is the plugin, and its keyword-only parameters are its options. There 
 from __future__ import annotations
 
 import inspect
-import os
 import pkgutil
-from collections.abc import Callable
-from functools import cache
+import sys
+from collections.abc import Callable, MutableSequence
 from importlib import import_module
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from clipmerge.errors import UsageError, list_choices
-from clipmerge.files import PLUGINS, plugin_folders
+from clipmerge.files import plugin_folders
 from clipmerge.types import Json, Names
 
 # a larger factor can overflow float32, and the user would suspect the weights
@@ -41,53 +39,36 @@ NonNegative = Annotated[float, Field(ge=0, le=_LARGEST)]
 #: A count of at least one.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
-
-def _check_mask_name(name: str) -> str:
-    known = plugin_names("masks")
-    if name not in known:
-        raise ValueError(f"no such mask{list_choices('masks', name, known)}")
-    return name
-
-
-#: The name of a mask.
-MaskName = Annotated[str, AfterValidator(_check_mask_name)]
 #: A kind of generic change of images.
 Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]
-#: Names that the file of a measure may set to ``True``: it uses all fine-tuned checkpoints; it
-#: learns; it holds images back that choose, with the options ``held_back`` and ``max_loss``.
+#: Properties that the file of a measure sets to ``True``. ``SEVERAL``: it uses all fine-tuned
+#: checkpoints. ``LEARNS``: it learns. ``HOLDS_BACK``: held-out images choose how far the merge goes
+#: back, so it has the options ``held_back`` and ``max_loss``.
 MeasureKind = Literal["SEVERAL", "LEARNS", "HOLDS_BACK"]
-
-# Parameters of masks that are not options: the arithmetic passes them.
-_FILLED_IN = {"score", "key"}
-_Plugin = TypeVar("_Plugin", bound=Callable[..., Any])
 
 
 def plugin_names(package: str) -> Names:
     """List the plugins of a package, sorted."""
-    return _find_plugins(package, plugin_folders())
-
-
-@cache
-def _find_plugins(package: str, folders: tuple[Path, ...]) -> Names:
-    known = import_module(f"clipmerge.{package}").__path__  # Python imports plugins from here
-    paths = [known[0]]
-    for folder in folders:
-        path = str(folder / package)
-        paths.append(path)
-        if path not in known:
-            known.append(path)
     names = set()
-    for module in pkgutil.iter_modules(paths):
+    for module in pkgutil.iter_modules(_search_path(package)):
         if not module.name.startswith("_"):
             names.add(module.name.replace("_", "-"))
     return tuple(sorted(names))
 
 
+def _search_path(package: str) -> MutableSequence[str]:
+    """Add the user's folders to those from which Python imports a package's plugins, and return all
+    of them, clipmerge's own folder first.
+    """
+    path = import_module(f"clipmerge.{package}").__path__
+    path[1:] = [str(folder / package) for folder in plugin_folders()]
+    return path
+
+
 def load_plugin(package: str, name: str) -> Callable[..., Any]:
     """Load the measure, method or mask that has this name in recipes."""
     file = name.replace("-", "_")
-    if os.environ.get(PLUGINS):
-        plugin_names(package)  # adds the user's folders to the package's path
+    _search_path(package)
     try:
         module = import_module(f"clipmerge.{package}.{file}")
         function: Callable[..., Any] = getattr(module, file)
@@ -103,12 +84,19 @@ def load_plugin(package: str, name: str) -> Callable[..., Any]:
 
 def plugin_options(package: str, name: str) -> Json:
     """List a plugin's options with their defaults."""
-    signature = inspect.signature(load_plugin(package, name))
-    filled_in = _FILLED_IN if package == "masks" else ()
     options = {}
-    for option, declared in signature.parameters.items():
-        if declared.kind is declared.KEYWORD_ONLY and option not in filled_in:
+    for option, declared in inspect.signature(_declared_options(package, name)).parameters.items():
+        if declared.kind is declared.KEYWORD_ONLY:
             options[option] = declared.default
+    return options
+
+
+def _declared_options(package: str, name: str) -> Callable[..., Any]:
+    """Return the object whose keyword-only parameters are a plugin's options: the plugin, or the
+    ``OPTIONS`` of its file.
+    """
+    function = load_plugin(package, name)
+    options: Callable[..., Any] = getattr(sys.modules[function.__module__], "OPTIONS", function)
     return options
 
 
@@ -120,7 +108,7 @@ def needs_score(mask: str) -> bool:
 
 def check_options(package: str, name: str, options: Json) -> Json:
     """Validate options against a plugin's signature, and add the defaults of the others."""
-    hints = get_type_hints(load_plugin(package, name), include_extras=True)
+    hints = get_type_hints(_declared_options(package, name), include_extras=True)
     checked = plugin_options(package, name)
     where = f"{package.removesuffix('s')} {name}"
     for option, value in options.items():
@@ -146,24 +134,6 @@ def check_mask_options(mask: str, options: Json) -> None:
 
 
 def measure_is(measure: str, kind: MeasureKind) -> bool:
-    """Whether the file of a measure declares a kind, such as ``LEARNS = True``."""
-    module = import_module(load_plugin("measures", measure).__module__)
+    """Whether the file of a measure sets a property, such as ``LEARNS = True``."""
+    module = sys.modules[load_plugin("measures", measure).__module__]
     return bool(getattr(module, kind, False))
-
-
-def with_options_of(other: Callable[..., Any]) -> Callable[[_Plugin], _Plugin]:
-    """Decorate a plugin with ``**options``, so that it has the options of another plugin, too."""
-    hints = get_type_hints(other, include_extras=True)
-    taken = []
-    for offered in inspect.signature(other).parameters.values():
-        if offered.kind is offered.KEYWORD_ONLY:
-            taken.append(offered)
-
-    def decorate(plugin: _Plugin) -> _Plugin:
-        *own, _options = inspect.signature(plugin).parameters.values()
-        for parameter in taken:
-            plugin.__annotations__[parameter.name] = hints[parameter.name]
-        plugin.__signature__ = inspect.Signature([*own, *taken])  # type: ignore[attr-defined]
-        return plugin
-
-    return decorate

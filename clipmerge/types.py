@@ -1,4 +1,4 @@
-"""Types and words that are written everywhere."""
+"""Types and names that many modules use."""
 
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -24,14 +24,14 @@ Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 OutputDtype = Literal["keep", "float32", "bfloat16", "float16"]
 #: Treatment of keys that only one checkpoint has: an error, or one of the two key sets.
 Missing = Literal["error", "keep-zeroshot", "keep-finetuned"]
-#: What a checkpoint is: both towers, one of them, or an image tower with a head.
+#: Parts of a checkpoint: both towers, one of them, or an image tower with a head.
 Kind = Literal["full", "vision", "text", "classifier"]
-#: What to do with a merged model, in the order of the verdict's rules.
+#: Advice about a merged model, in the order of the verdict's rules.
 Recommendation = Literal[
     "check-images", "use-alpha", "keep-finetuned", "either", "use", "probably-use", "too-few-images"
 ]
 RECOMMENDATIONS = get_args(Recommendation)
-#: Checks of the inputs, of which each is an error that `allow` waves through.
+#: Checks of the inputs. A check that fails is an error, unless `allow` names it.
 CHECKS: Names = (
     "swapped",
     "unrelated",

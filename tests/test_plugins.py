@@ -1,25 +1,12 @@
 """Options of plugins, and the user's folders of plugins."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from clipmerge import plugins
 from clipmerge.errors import UsageError
 from clipmerge.planning.recipe import load_recipe, recipe_text
 from clipmerge.plugins import check_options, load_plugin, plugin_names
-
-
-def test_options_of_another_plugin_reach_it() -> None:
-    def other(task: Any, *, a: int = 1, folder: Path | None = None) -> dict[str, Any]:
-        return {"a": a, "folder": folder}
-
-    @plugins.with_options_of(other)
-    def one(task: Any, *, c: int = 3, **options: Any) -> dict[str, Any]:
-        return {"c": c, **other(task, **options)}
-
-    assert one(None, a=5) == {"c": 3, "a": 5, "folder": None}
 
 
 @pytest.mark.parametrize(("mask", "option"), [("saliency", "score"), ("random", "key")])

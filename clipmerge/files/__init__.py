@@ -14,13 +14,9 @@ from clipmerge.types import StrPath
 IN_MEMORY = "clipmerge-in-memory-"
 
 
-#: Environment variable with the user's folders of plugins.
-PLUGINS = "CLIPMERGE_PLUGINS"
-
-
 def plugin_folders() -> tuple[Path, ...]:
     """List the folders in the environment variable ``CLIPMERGE_PLUGINS``."""
-    listed = os.environ.get(PLUGINS, "")
+    listed = os.environ.get("CLIPMERGE_PLUGINS", "")
     folders = tuple(Path(folder).absolute() for folder in listed.split(os.pathsep) if folder)
     for folder in folders:
         if not folder.is_dir():

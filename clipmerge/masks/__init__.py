@@ -5,6 +5,7 @@ to make, in the same shape. Where the returned change is zero, entries stay zero
 write into its argument. The mask of a layer gets ``alpha * task_vector``. If a method combines
 several task vectors, the mask gets each task vector by itself.
 
-Keyword-only parameters are options of a recipe or a plan, but for two that clipmerge passes itself:
-``score`` (usually one number per entry) and ``key`` (seed and parameter name, for random masks).
+Keyword-only parameters are options of a recipe or a plan. clipmerge passes two other parameters to
+masks that have them: ``score`` (usually one number per entry) and ``key`` (a text with seed and
+parameter name, for random masks).
 """

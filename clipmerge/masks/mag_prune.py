@@ -8,16 +8,11 @@ import numpy as np
 
 from clipmerge.errors import UsageError
 from clipmerge.files.safetensors import Array
-from clipmerge.merging.selection import RandomKey, keep_random, zero_others
+from clipmerge.merging.selection import keep_random, zero_others
 from clipmerge.plugins import Density, Share
 
-# Number of entries sorted at a time, in whole rows. Sorting takes several times their memory.
-_SORTED = 1 << 20
 
-
-def mag_prune(
-    change: Array, *, key: RandomKey, density: Density = 1.0, window: Share = 0.2
-) -> Array:
+def mag_prune(change: Array, key: str, *, density: Density = 1.0, window: Share = 0.2) -> Array:
     """Keep each entry with a probability that rises with its rank in its row, and divide it by that
     probability.
 
@@ -42,17 +37,13 @@ def mag_prune(
     require_probabilities(density, window)
     rows = change.reshape(len(change) if change.ndim > 1 else 1, -1)
     probabilities = np.full_like(rows, density)
-    height, width = rows.shape
+    width = rows.shape[1]
     if width > 1:
-        ascending = np.arange(width, dtype=rows.dtype)
-        step = max(1, _SORTED // width)
-        for start in range(0, height, step):
-            chunk = slice(start, start + step)
-            # a stable sort ranks equal entries by index
-            order = np.abs(rows[chunk]).argsort(axis=1, kind="stable")
-            ranks = np.empty(order.shape, rows.dtype)
-            np.put_along_axis(ranks, order, ascending[None], axis=1)
-            probabilities[chunk] = density + window * (ranks / (width - 1) - 0.5)
+        ranks = np.arange(width, dtype=rows.dtype) / (width - 1)
+        rising = density + window * (ranks - 0.5)
+        # a stable sort ranks equal entries by index
+        order = np.abs(rows).argsort(axis=1, kind="stable")
+        np.put_along_axis(probabilities, order, rising[None], axis=1)
     zero_others(rows, keep_random(rows.shape, probabilities, key))
     rows /= probabilities
     return rows.reshape(change.shape)

@@ -28,13 +28,10 @@ def n_m(change: Array, *, n: Count = 2, m: Count = 4) -> Array:
     """
     width = change.shape[-1]
     rows = np.abs(change).reshape(-1, width)
-    padding = -width % m
-    padded = np.pad(rows, [(0, 0), (0, padding)], constant_values=-1.0)
+    padded = np.pad(rows, [(0, 0), (0, -width % m)], constant_values=-1.0)
     runs = padded.reshape(-1, m)
-    # A stable sort ranks equal entries by index.
+    # a stable sort ranks equal entries by index
     order = np.argsort(-runs, axis=1, kind="stable")
-    ranks = np.argsort(order, axis=1)
-    is_kept = ranks < n
-    keep = is_kept.reshape(padded.shape)
-    keep = keep[:, :width]
+    is_kept = np.argsort(order, axis=1) < n
+    keep = is_kept.reshape(padded.shape)[:, :width]
     return change * keep.reshape(change.shape)

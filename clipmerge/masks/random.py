@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from clipmerge.files.safetensors import Array
-from clipmerge.merging.selection import RandomKey, keep_random, zero_others
+from clipmerge.merging.selection import keep_random, zero_others
 from clipmerge.plugins import Density
 
 
-def random(change: Array, *, key: RandomKey, density: Density = 1.0) -> Array:
+def random(change: Array, key: str, *, density: Density = 1.0) -> Array:
     """Keep each entry with probability ``density``.
 
     In expectation this equals a merge with the smaller coefficient alpha * density. Compare with

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from clipmerge.files.safetensors import Array
-from clipmerge.merging.selection import RandomKey, keep_random, zero_others
+from clipmerge.masks.random import random
 from clipmerge.plugins import Density
 
 
-def random_rescale(change: Array, *, key: RandomKey, density: Density = 1.0) -> Array:
+def random_rescale(change: Array, key: str, *, density: Density = 1.0) -> Array:
     """Keep each entry with probability ``density``, and divide the kept entries by ``density``.
     This preserves the mean change.
 
@@ -22,6 +22,6 @@ def random_rescale(change: Array, *, key: RandomKey, density: Density = 1.0) -> 
     Source:
         DARE, Yu et al. 2023, arXiv:2311.03099.
     """
-    change = zero_others(change, keep_random(change.shape, density, key))
+    change = random(change, key, density=density)
     change /= density
     return change

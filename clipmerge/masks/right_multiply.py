@@ -8,7 +8,7 @@ from clipmerge.files.safetensors import Array
 from clipmerge.parallel import one_thread
 
 
-def right_multiply(change: Array, *, score: Array | None = None) -> Array:
+def right_multiply(change: Array, score: Array | None = None) -> Array:
     """Multiply the change by the matrix ``score`` from the right, in float64.
 
     Args:

@@ -7,7 +7,7 @@ from clipmerge.merging.selection import keep_largest, zero_others
 from clipmerge.plugins import Density
 
 
-def saliency(change: Array, *, score: Array, density: Density = 1.0) -> Array:
+def saliency(change: Array, score: Array, *, density: Density = 1.0) -> Array:
     """Keep the ``density`` share of the change with the largest |task vector| * |gradient|.
 
     The gradient is the mean along the path from zero-shot to fine-tuned. So task vector times

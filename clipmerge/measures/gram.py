@@ -69,8 +69,8 @@ def _gram_matrices(objective: Objective) -> Tensors:
         name: torch.zeros(module.in_features, module.in_features, device=module.weight.device)
         for name, module in linear.items()
     }
-    parts: dict[str, Any] = {}  # Gram matrices of the images or prompts at work
-    mask: Tensor | None = None  # attention mask of the prompts at work
+    parts: dict[str, Any] = {}  # sums over the current images or prompts
+    mask: Tensor | None = None  # attention mask of the current prompts
 
     def add_inputs(name: str, _module: torch.nn.Module, positional: tuple[Tensor, ...]) -> None:
         inputs = positional[0]

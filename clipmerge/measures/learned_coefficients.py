@@ -12,12 +12,11 @@ from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.train import LearningOptions
 from clipmerge.planning.measurements import BackoffChoice, Measurements, Statistic
-from clipmerge.plugins import with_options_of
 
 LEARNS = HOLDS_BACK = True
+OPTIONS = LearningOptions
 
 
-@with_options_of(LearningOptions)
 def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
     """Learn one coefficient per layer, parameter, output channel or entry.
 

@@ -12,7 +12,7 @@ from clipmerge.learning.train import LearningOptions
 from clipmerge.measures.learned_coefficients import learned_measurements
 from clipmerge.measures.sharpness import STRAGGLER_SHARE, measure_sharpness
 from clipmerge.planning.measurements import Measurements
-from clipmerge.plugins import Density, Share, with_options_of
+from clipmerge.plugins import Density, Share
 
 LEARNS = HOLDS_BACK = True
 
@@ -22,8 +22,7 @@ class SparseOptions(LearningOptions):
     """Options of `learned_sparse`: those of `LearningOptions`, and those of stragglers.
 
     Attributes:
-        granularity: What has a coefficient of its own. A mask needs more than one coefficient per
-            parameter.
+        granularity: Unit with its own coefficient. A mask needs more than one per parameter.
         share: Stragglers are the fewest layers that together have this share of the blocks'
             sharpness.
         density: Share of a straggler parameter's coefficients that is kept.
@@ -34,7 +33,9 @@ class SparseOptions(LearningOptions):
     density: Density = 0.5
 
 
-@with_options_of(SparseOptions)
+OPTIONS = SparseOptions
+
+
 def learned_sparse(objective: Objective, **options: Any) -> Measurements:
     """Learn coefficients, of which straggler layers keep only a share. Their other weights stay
     zero-shot.

@@ -12,8 +12,8 @@ from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
 from clipmerge.types import Json, Names, Tensors
 
-# Most nodes on each half of the path. If the loss bends sharply along the path, more nodes are
-# needed; if so many are not enough, the problem is numerical, and a note says so.
+# Largest number of nodes on each half of the path. If it is not enough, the error is numerical, and
+# a note says so.
 _MAX_NODES = 24
 # Relative precision of a float32 loss: sums cannot be checked more closely.
 _ROUNDING = 3e-6
@@ -90,12 +90,10 @@ def path_barrier(
             for each in readings
         }
         rounding = _ROUNDING * max(losses[0.0], middle, losses[1.0])
-        wrong = [
-            check.relative_error
-            for check in checks.values()
-            if abs(check.sum_of_layers - check.measured) > rounding
-        ]
-        worst = max(wrong, default=0.0)
+        worst = 0.0
+        for check in checks.values():
+            if abs(check.sum_of_layers - check.measured) > rounding:
+                worst = max(worst, check.relative_error)
         if worst <= tolerance or 2 * nodes > _MAX_NODES:
             break
         nodes *= 2
@@ -135,9 +133,8 @@ def _integrate_slopes(
     }
     changes = {name: path.delta(name).flatten() for name in path.names}
     sums: Tensors = {}
-    if (
-        objective.wants_gradients
-    ):  # in float64, so that masks rank the same entries for any number of processes
+    if objective.wants_gradients:
+        # in float64, so that masks rank the same entries for any number of processes
         wide = torch.float32 if path.device.type == "mps" else torch.float64
         sums = {name: torch.zeros_like(path.parameters[name], dtype=wide) for name in path.names}
     losses = {}

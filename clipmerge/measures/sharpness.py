@@ -75,8 +75,8 @@ def measure_sharpness(objective: Objective, share: float) -> Measurements:
         title="share of the sharpness",
         about="the layer's share of all layers' sharpness.",
     )
-    # layers outside the blocks are never stragglers: of an embedding table, a step of learning uses
-    # few rows, and the other layers are small
+    # Layers outside the blocks are never stragglers: a step of learning uses few rows of an
+    # embedding table, and the other layers are small.
     blocks = {layer: value for layer, value in values.items() if block_of(layer)}
     stragglers = sharpest(blocks, share)
     straggler = Statistic(

@@ -5,7 +5,7 @@ numpy has no bfloat16, and converts float16 slowly, one entry at a time.
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 
@@ -17,47 +17,35 @@ _HALF_BIAS = 127 - 15
 # Added to the bits of a float32, it rounds them to a float16's fraction, and subtracts the
 # difference of the biases from the exponent.
 _HALF_ROUNDING = np.uint32((1 << 32) + 0xFFF - (_HALF_BIAS << 23))
-# Added to a number below the normal ones of float16, it rounds it to a multiple of 2 ** -24, as a
-# float16 would be.
+# Added to a number below float16's normal range, it rounds the number to a multiple of 2 ** -24,
+# the distance of float16 numbers there.
 _HALF = np.float32(0.5)
 _SMALLEST_NORMAL = np.float32(2.0**-14)
 
-#: Values beyond which rounding to a dtype overflows.
+#: Smallest values that overflow when they are rounded to a dtype.
 LIMITS = {
-    "F64": float("inf"),
-    "F32": float("inf"),
     # halfway from the largest number to the one that would follow it
     "BF16": float(np.uint32(0x7F7F8000).view(np.float32)),
     "F16": 65520.0,
 }
 
 
-def widen(stored: Array, dtype: str, wide: np.dtype[Any] | None = None) -> Array:
-    """Convert stored values to float32, or to the dtype ``wide``; returns a view where it can.
+def widen(stored: Array, dtype: str) -> Array:
+    """Convert stored float16 or bfloat16 values to float32; other values are returned unchanged.
 
     Example:
         >>> widen(np.array([0x3F80], np.uint16), "BF16"), widen(np.array([1], np.float16), "F16")
         (array([1.], dtype=float32), array([1.], dtype=float32))
     """
-    values = stored
     if dtype == "BF16":
-        values = _widen_bfloat16(stored)
-    elif dtype == "F16":
-        values = _widen_float16(stored)
-    return values if wide is None else values.astype(wide, copy=False)
-
-
-def _widen_bfloat16(stored: Array) -> Array:
-    bits = stored.astype(np.uint32)
-    bits <<= 16
-    values: Array = bits.view(np.float32)
-    return values
-
-
-def _widen_float16(stored: Array) -> Array:
+        bits = stored.astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
+    if dtype != "F16":
+        return stored
     signed = stored.view(np.int16).astype(np.int32)
     signed <<= _HALF_SHIFT
-    signed &= np.int32(-0x70000001)  # the sign, and what came from exponent and fraction
+    signed &= np.int32(-0x70000001)  # keep sign, exponent and fraction
     values: Array = signed.view(np.float32)
     values *= np.float32(2.0**_HALF_BIAS)
     is_finite = np.abs(values) < 65536  # Inf and NaN are large now
@@ -101,8 +89,8 @@ def narrow(values: Array, dtype: str) -> Array:
 
 def fits(values: Array, dtype: str) -> bool:
     """Whether all values are finite, and remain finite when rounded to a stored dtype."""
-    limit = LIMITS[dtype]
-    # NaN survives both, and is neither smaller nor larger
+    limit = LIMITS.get(dtype, math.inf)
+    # NaN passes through minimum and maximum, and then fails both comparisons
     low = values.min(initial=0)
     high = values.max(initial=0)
     return bool(-limit < low and high < limit)

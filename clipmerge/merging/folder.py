@@ -15,10 +15,9 @@ from clipmerge.files.safetensors import DTYPES
 from clipmerge.files.side_files import PROCESSORS, SIDE_FILES, VOCABULARIES, copy_side_file
 from clipmerge.files.writer import OutputTensor, write_safetensors
 from clipmerge.progress import Progress
+from clipmerge.types import Names
 
 _Files = dict[str, Path]
-# Files of which a checkpoint needs one to have a part of its processor.
-_PARTS = {"tokenizer": VOCABULARIES, "processor": PROCESSORS}
 
 
 def write_weights(
@@ -54,7 +53,11 @@ def write_weights(
 def assign_shards(
     inputs: Inputs, tensors: list[OutputTensor], max_shard_size: int | None = None
 ) -> dict[str, str]:
-    """Choose a file for each tensor, by key: as the fine-tuned checkpoint has it, or by size."""
+    """Choose a file for each tensor, and return the files by key.
+
+    The output has the shards of the fine-tuned checkpoint, or shards of at most ``max_shard_size``
+    bytes.
+    """
     single, layout = inputs.family.weights, inputs.layout
     if max_shard_size is not None:
         return _split_by_size(tensors, max_shard_size, single)
@@ -63,7 +66,7 @@ def assign_shards(
     first = next(iter(layout.entries.values()))
     shards = {}
     for tensor in tensors:
-        entry = layout.entries.get(tensor.key, first)  # only the other checkpoint may have it
+        entry = layout.entries.get(tensor.key, first)  # only the zero-shot checkpoint has it
         stem = entry.file.stem.removeprefix("pytorch_")
         shards[tensor.key] = f"{stem}.safetensors"
     return shards
@@ -102,8 +105,7 @@ def write_side_files(
         sha256 by name of each file.
     """
     chosen = _find_side_files(inputs.layout)
-    is_lacking = any(chosen.keys().isdisjoint(names) for names in _PARTS.values())
-    if is_lacking and inputs.layout is not inputs.zeroshot and not inputs.zeroshot.stored:
+    if inputs.layout is not inputs.zeroshot and not inputs.zeroshot.stored:
         chosen = _with_zeroshot_files(inputs, chosen, progress)
     hashes = {}
     for name in sorted(chosen):
@@ -116,8 +118,9 @@ def write_side_files(
 
 
 def _find_side_files(checkpoint: Checkpoint) -> _Files:
-    """Find the files beside the weights that describe them; files beside weights without a
-    configuration may belong to another model.
+    """Find the side files of a checkpoint, by name.
+
+    Without a configuration, the result is empty: the files may belong to another model.
     """
     if checkpoint.config is None:
         return {}
@@ -138,31 +141,30 @@ def _with_zeroshot_files(inputs: Inputs, chosen: _Files, progress: Progress) -> 
                 " side files were copied"
             )
         return offered
-    is_needed = {
-        "tokenizer": not inputs.output.is_classifier,  # which reads no texts
-        # the configuration of open_clip holds the preprocessing
-        "processor": inputs.zeroshot.family.layout != "open-clip",
-    }
-    unwanted = {"config.json"}
-    is_changed = False
-    for part, names in _PARTS.items():
-        is_lacking = chosen.keys().isdisjoint(names) and not offered.keys().isdisjoint(names)
-        if is_lacking and is_needed[part]:
-            is_changed = True
+    parts: dict[str, Names] = {}
+    if not inputs.output.is_classifier:  # a classifier reads no texts
+        parts["tokenizer"] = VOCABULARIES
+    if inputs.zeroshot.family.layout != "open-clip":  # its configuration has the preprocessing
+        parts["processor"] = PROCESSORS
+    # the files of a part that the fine-tuned checkpoint has would contradict it
+    unwanted = {"config.json", *VOCABULARIES, *PROCESSORS}
+    is_lacking = False
+    for part, names in parts.items():
+        if chosen.keys().isdisjoint(names) and not offered.keys().isdisjoint(names):
+            is_lacking = True
+            unwanted.difference_update(names)
             progress.warn(
                 f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied"
             )
-        else:
-            unwanted.update(names)
-    if not is_changed:
-        return chosen
-    return {name: offered[name] for name in offered.keys() - unwanted} | chosen
+    added = offered.keys() - unwanted if is_lacking else ()
+    return {name: offered[name] for name in added} | chosen
 
 
 def _write_dtype_into_config(path: Path, dtype: str, checkpoint: Checkpoint) -> None:
-    """Write the dtype of the weights into a config: transformers trusts it more than the file.
+    """Write the dtype of the weights into a configuration.
 
-    If the weights keep their dtype, a config that states another one is corrected.
+    transformers loads weights in the dtype that the configuration names, not in their own. So if
+    the weights keep their dtype, a configuration that names another one is corrected.
     """
     text = path.read_text(encoding="utf-8-sig")
     config = json.loads(text)

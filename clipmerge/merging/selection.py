@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,27 +12,6 @@ from clipmerge.types import Shape
 
 #: Random numbers drawn at once: a draw takes 64 times the bytes of its result.
 DRAWS = 1 << 20
-
-
-@dataclass(frozen=True)
-class RandomKey:
-    """The key of a random mask: equal keys give equal masks."""
-
-    seed: int
-    name: str
-    which: int | None = None  # number of the fine-tuned checkpoint, if each has its own draws
-
-    def for_checkpoint(self, which: int) -> RandomKey:
-        """Return the key of one of several fine-tuned checkpoints."""
-        return replace(self, which=which)
-
-    def generator(self) -> np.random.Philox:
-        """Make a counter-based generator, whose numbers depend only on this key."""
-        which = "" if self.which is None else f"#{self.which}"
-        text = f"{self.seed}{which}:{self.name}"
-        digest = hashlib.sha256(text.encode()).digest()
-        key = int.from_bytes(digest[:16], "little")
-        return np.random.Philox(key=key)
 
 
 def keep_largest(score: Array, density: float) -> Array:
@@ -72,12 +50,13 @@ def zero_others(values: Array, mask: Array) -> Array:
     return values
 
 
-def keep_random(shape: Shape, density: float | Array, key: RandomKey) -> Array:
+def keep_random(shape: Shape, density: float | Array, key: str) -> Array:
     """Select each entry with probability ``density``, a number or an array with one per entry.
 
     The draws depend on the key alone.
     """
-    generator = key.generator()
+    digest = hashlib.sha256(key.encode()).digest()
+    generator = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
     keep = np.empty(math.prod(shape), dtype=bool)
     # the top 53 bits, so that the limit is exact as a float and density 1 keeps everything
     limits = np.rint(np.asarray(density, np.float64).ravel() * 2**53).astype(np.uint64)

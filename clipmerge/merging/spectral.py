@@ -1,6 +1,6 @@
-"""Singular values and directions of a matrix, equal for any number of threads.
+"""Singular values and directions of a matrix, the same for any number of threads.
 
-Only these come from torch: numpy's linear algebra chooses its own number of threads, which changes
+torch computes them, because numpy's linear algebra chooses its own number of threads, which changes
 the last bits.
 """
 
@@ -59,7 +59,9 @@ def singular_values(matrix: Array) -> Array:
 
 
 def _flatten(matrix: Array) -> tuple[Tensor, bool]:
-    """Flatten a matrix to float64, transposed if it is tall; the flag says whether it was."""
+    """Convert a tensor to a float64 matrix with at most as many rows as columns. Return it, and
+    whether it had to be transposed.
+    """
     import torch
 
     wide = matrix.astype(np.float64)

@@ -6,7 +6,6 @@ options. `run_method` adds the method's name to its `UsageError`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,7 +24,7 @@ from clipmerge.types import Json, Layers, Names, Shape
 
 @dataclass(frozen=True)
 class Task:
-    """What a method decides on: the checkpoints, and what was measured.
+    """The input of a method.
 
     Attributes:
         inputs: The checkpoints; most methods do not read their weights.
@@ -45,9 +44,8 @@ class Task:
     @property
     def sizes(self) -> dict[str, int]:
         """Number of entries by layer."""
-        shapes = self.shapes
         return {
-            layer: sum(math.prod(shapes[name]) for name in names)
+            layer: sum(self.inputs.zeroshot_entry(name).size for name in names)
             for layer, names in self.layers.items()
         }
 
@@ -112,15 +110,6 @@ class Task:
         if len(self.inputs.finetuned) < 2:
             raise UsageError(f"needs at least two fine-tuned checkpoints; with one, {instead}")
 
-    def need_one_finetuned(self) -> None:
-        """Raise an error if there are several fine-tuned checkpoints.
-
-        Raises:
-            UsageError: If there are several.
-        """
-        if len(self.inputs.finetuned) > 1:
-            raise UsageError("takes one fine-tuned checkpoint; for several use 'wise-ft'")
-
     def need_measured(
         self, what: str, measure: str, is_measured: Callable[[Measurements], object]
     ) -> Measurements:
@@ -141,12 +130,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a method decided.
+    """The result of a method.
 
     Attributes:
         layers: The settings of each layer.
-        found: The reason of the whole decision, a sentence without its full stop; may be empty.
-        reasons: The reason for a layer's settings, by layer; not every layer has one.
+        found: The reason for the whole decision, a sentence without its full stop, or empty.
+        reasons: Reasons for the settings of single layers, by layer.
         weights: One factor per fine-tuned checkpoint.
         combine: How task vectors are masked before they are added up; ``None`` adds them up
             unmasked.
@@ -180,8 +169,6 @@ def run_method(task: Task, section: Json) -> Decision:
         decision: Decision = load_plugin("methods", method)(task, **options)
     except UsageError as error:
         raise UsageError(f"method {method}: {error}") from None
-    if not decision.scores and not decision.coefficients:
-        return decision
     scores = _as_arrays(decision.scores)
     coefficients = _as_arrays(decision.coefficients)
     # a layer shows the mean and the range of its coefficients
@@ -190,10 +177,5 @@ def run_method(task: Task, section: Json) -> Decision:
 
 
 def _as_arrays(tensors: Mapping[str, Any]) -> dict[str, Array]:
-    """Convert tensors of torch or numpy to float32 arrays."""
-    arrays = {}
-    for name, values in tensors.items():
-        if not isinstance(values, np.ndarray):
-            values = values.detach().float().cpu().contiguous().numpy()
-        arrays[name] = values.astype(np.float32, copy=False)
-    return arrays
+    """Convert tensors on the CPU, of torch or numpy, to float32 arrays."""
+    return {name: np.asarray(values, np.float32, order="C") for name, values in tensors.items()}

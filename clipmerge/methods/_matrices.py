@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from clipmerge.errors import counted
+from clipmerge.errors import UsageError, counted
 from clipmerge.files.safetensors import Array
 from clipmerge.merging.spectral import singular_values
 from clipmerge.methods import Decision, Task
@@ -23,14 +23,15 @@ def split_matrices(
     split: Callable[[Array, Shape], Split],
     *,
     alpha: float,
-    takes: Callable[[Shape], bool] = lambda shape: len(shape) >= 2,
+    is_split: Callable[[Shape], bool] = lambda shape: len(shape) >= 2,
 ) -> Decision:
-    """Return a decision that splits the task vector of each matrix by its singular values.
-    Parameters whose shape ``takes`` rejects stay whole.
+    """Split the task vector of each matrix by its singular values. Parameters stay whole if
+    ``is_split`` is false for their shape.
     """
-    task.need_one_finetuned()
+    if len(task.inputs.finetuned) > 1:
+        raise UsageError("takes one fine-tuned checkpoint; for several use 'wise-ft'")
     shapes = task.shapes
-    matrices = [name for name, shape in shapes.items() if takes(shape) and 0 not in shape]
+    matrices = [name for name, shape in shapes.items() if is_split(shape) and 0 not in shape]
 
     def split_one(name: str) -> Split:
         (task_vector,) = task.task_vectors(name)

@@ -38,7 +38,7 @@ def dg_hard(task: Task, *, alpha: Alpha = 1.0) -> Decision:
         DG-Hard, arXiv:2605.20296, with the threshold of Gavish and Donoho, arXiv:1305.5870. Of an
         even number of singular values, the median is the lower one, as in the authors' code.
     """
-    return split_matrices(task, _split_at_threshold, alpha=alpha, takes=_is_large_matrix)
+    return split_matrices(task, _split_at_threshold, alpha=alpha, is_split=_is_large_matrix)
 
 
 def _is_large_matrix(shape: Shape) -> bool:

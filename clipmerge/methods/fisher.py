@@ -33,7 +33,6 @@ def fisher(task: Task, *, alpha: Share = 0.5, floor: NonNegative = 1e-3) -> Deci
     Source:
         Fisher merging, Matena and Raffel 2022, arXiv:2111.09832.
     """
-    task.need_one_finetuned()
     tensors = task.need_measured(
         "the Fisher information", "fisher", lambda found: "fisher_finetuned" in found.tensors
     ).tensors

@@ -20,7 +20,6 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
         See the measure. The factor interpolates between the zero-shot and the learned model, as in
         WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903.
     """
-    task.need_one_finetuned()
     measurements = task.need_measured(
         "learned coefficients", "learned-coefficients", lambda found: found.coefficients
     )

@@ -40,7 +40,6 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
     Source:
         RegMean, Jin et al. 2022, arXiv:2212.09849.
     """
-    task.need_one_finetuned()
     tensors = task.need_measured(
         "the inputs of linear maps", "gram", lambda found: "gram_finetuned" in found.tensors
     ).tensors

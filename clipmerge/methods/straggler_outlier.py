@@ -10,7 +10,6 @@ from clipmerge.plugins import (
     Alpha,
     Count,
     Density,
-    MaskName,
     NonNegative,
     Positive,
     Share,
@@ -26,7 +25,7 @@ def straggler_outlier(
     alpha: Alpha = 0.5,
     straggler_alpha: Alpha = 0.25,
     density: Density = 0.5,
-    mask: MaskName | None = "saliency",
+    mask: str | None = "saliency",
     mask_options: Json | None = None,
     statistic: str = "barrier",
     threshold: Positive = 3.5,
@@ -54,13 +53,11 @@ def straggler_outlier(
         One setting for stragglers, and one for all other layers.
 
     Raises:
-        UsageError: If there are several fine-tuned checkpoints, or the measure lacks the statistic
-            or the gradients.
+        UsageError: If the measure lacks the statistic or the gradients.
 
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.
     """
-    task.need_one_finetuned()
     measurements = task.need_measured("a statistic", "path-barrier", lambda found: found.statistics)
     stragglers = find_stragglers(
         measurements,

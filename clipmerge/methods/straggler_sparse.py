@@ -26,7 +26,6 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.
     """
-    task.need_one_finetuned()
     measurements = task.need_measured(
         "layers that learning made sparse",
         "learned-sparse",

@@ -21,7 +21,7 @@ LEARN = (
     "learned-coefficients",
     "learned-sparse",
     "projection-radii",
-)  # what they find is no average over batches
+)  # their results are not averages over batches
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,8 @@ def test_a_frozen_text_tower_is_left_out_and_the_work_is_announced(frozen: Ends,
 
 
 def unseen_share(ends: Ends, layer: str) -> float:
-    """Share of a layer's entries that a softmax does not see: the gradient of k_proj.bias is
-    nothing but rounding."""
+    """Share of a layer's entries without effect on a softmax: the gradient of k_proj.bias is
+    rounding error."""
     objective = objective_for(ends, make_batches(SIZES))
     sizes = {name: objective.path.parameters[name].numel() for name in objective.path.layers[layer]}
     return sum(size for name, size in sizes.items() if name.endswith("k_proj.bias")) / sum(
@@ -97,7 +97,7 @@ def unseen_share(ends: Ends, layer: str) -> float:
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_does(ends: Ends, found: dict[str, Measurements]) -> None:
+def test_two_processes_measure_the_same_as_one(ends: Ends, found: dict[str, Measurements]) -> None:
     run = several(2, "tests.support.measure_everything", ends[0].parent)
     assert run.returncode == 0, run.stderr[-3000:]
     both = json.loads(run.stdout)

@@ -58,7 +58,7 @@ def test_shares_are_those_of_dense_integration(
             assert batches == pytest.approx(expected.tolist(), **near), layer
 
 
-def test_shares_add_up_to_what_the_losses_say(short_ends: Ends, found: Measurements) -> None:
+def test_shares_add_up_to_the_measured_totals(short_ends: Ends, found: Measurements) -> None:
     reference = Reference(short_ends)
     assert found.path is not None
     path = dict(zip(found.path.alphas, found.path.losses, strict=True))

@@ -27,19 +27,17 @@ def stream(
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("mask", [None, "magnitude", "random", "n-m", "spectral"])
-def test_chunks_never_show(pair: Folders, mask: str | None) -> None:
+def test_results_do_not_depend_on_chunks(pair: Folders, mask: str | None) -> None:
     layer = LayerPlan(alpha=0.3, mask=mask, density=0.5 if mask in ("magnitude", "random") else 1)
     whole = stream(pair, layer)
     for name, tensor in stream(pair, layer, run=17).items():
         assert torch.equal(tensor, whole[name])
 
 
+#: Settings that use the weights of one model only, or drop some.
 LAYERS = [
-    *(LayerPlan(alpha=alpha) for alpha in (0, 0.5, 1, 1e-300)),
+    *(LayerPlan(alpha=alpha) for alpha in (0, 1)),
     LayerPlan(alpha=0.5, mask="magnitude", density=0.5),
-    LayerPlan(alpha=0.5, mask="random", density=0.01),
-    LayerPlan(alpha=0.5, mask="spectral"),
-    None,
 ]
 
 
@@ -49,12 +47,12 @@ def test_nan_and_inf_are_found_and_named(copies: Folders, value: str, which: int
     kind = "NaN" if value == "nan" else "Inf"
     expected = rf"{copies[which]}: tensor {FC1} holds {kind}; the checkpoint is broken"
     whole = [load_file(folder / "model.safetensors")[FC1] for folder in copies]
-    for start, dtype in enumerate((torch.float32, torch.float16, torch.bfloat16, torch.float64)):
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         tensors = [tensor.to(dtype, copy=True) for tensor in whole]
         tensors[which].view(-1)[1234] = float(value)
         for folder, tensor in zip(copies, tensors, strict=True):
             edit(folder, **{FC1: tensor})
-        for layer in LAYERS[start % 2 :: 2]:  # every layer in two dtypes
+        for layer in LAYERS:
             with pytest.raises(CheckpointError, match=expected):
                 stream(copies, layer, only="vision.1.mlp", run=100)
 
@@ -65,9 +63,9 @@ def test_an_overflow_is_reported_with_a_wider_dtype(
 ) -> None:
     for folder in copies:
         edit(folder, **{FC1: torch.full((64, 32), 1e30)})
-    told = f"tensor {FC1} overflows float16 when merged; use `dtype=float32`, or use an alpha"
+    message = f"tensor {FC1} overflows float16 when merged; use `dtype=float32`, or use an alpha"
     plan = plan_with({"vision.1.mlp": layer} if layer else {}, dtype="float16")
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         in_runs(inputs_of(copies), plan)
 
 
@@ -90,27 +88,23 @@ def test_equal_position_ids_are_copied(copies: Folders, dtype_0: str, dtype_1: s
     for folder, dtype in zip(copies, (dtype_0, dtype_1), strict=True):
         edit(folder, **{IDS: ids.to(getattr(torch, dtype))})
     assert torch.equal(stream(copies)[IDS], ids.to(getattr(torch, dtype_0)))
-    edit(copies[1], **{IDS: (ids + 1).to(getattr(torch, dtype_1))})
-    told = f"integer tensor {IDS} differs from the zero-shot one"
-    with pytest.raises(CheckpointError, match=told):
-        stream(copies)
+    message = f"{copies[1]}: integer tensor {IDS} differs from the zero-shot one"
+    for other in (ids + 1, ids[:, :31]):
+        edit(copies[1], **{IDS: other.to(getattr(torch, dtype_1))})
+        with pytest.raises(CheckpointError, match=message):
+            stream(copies)
 
 
-def test_position_ids_of_one_side_or_of_another_length(copies: Folders) -> None:
-    for which in (0, 1):
-        edit(copies[which], **{IDS: torch.arange(32)[None]})
-        assert (IDS in stream(copies)) is (which == 0)
-        edit(copies[which], **{IDS: None})
-    for folder, length in zip(copies, (32, 31), strict=True):
-        edit(folder, **{IDS: torch.arange(length)[None]})
-    with pytest.raises(CheckpointError, match=f"tensor {IDS} differs in shape"):
-        stream(copies)
+@pytest.mark.parametrize("which", [0, 1])
+def test_position_ids_of_one_side_are_kept_if_it_is_zero_shot(copies: Folders, which: int) -> None:
+    edit(copies[which], **{IDS: torch.arange(32)[None]})
+    assert (IDS in stream(copies)) is (which == 0)
 
 
 def test_a_saliency_mask_without_scores_is_refused_unless_nothing_changed(copies: Folders) -> None:
     layer = LayerPlan(alpha=0.5, mask="saliency", density=0.5)
-    told = r"'vision\.1\.mlp' has the mask 'saliency', but the plan holds no scores for"
-    with pytest.raises(UsageError, match=told):
+    message = r"'vision\.1\.mlp' has the mask 'saliency', but the plan holds no scores for"
+    with pytest.raises(UsageError, match=message):
         stream(copies, layer, only="vision.1.mlp")
     zeroshot = load_file(copies[0] / "model.safetensors")
     same = {name: zeroshot[name] for name in zeroshot if layer_of(name) == "vision.1.mlp"}

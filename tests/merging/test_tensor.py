@@ -113,11 +113,11 @@ def slow_first(scores: list[float], kept: int) -> list[bool]:
     density=st.floats(0.01, 1),
 )
 def test_the_largest_are_kept_and_ties_go_by_index(scores: list[float], density: float) -> None:
-    held = np.array(scores, np.float32)
-    expected = slow_first(held.tolist(), max(1, round(density * len(scores))))
-    assert keep_largest(held, density).tolist() == expected
+    values = np.array(scores, np.float32)
+    expected = slow_first(values.tolist(), max(1, round(density * len(scores))))
+    assert keep_largest(values, density).tolist() == expected
     for count in range(len(scores) + 1):
-        assert keep_top_k(held, count).tolist() == slow_first(held.tolist(), count)
+        assert keep_top_k(values, count).tolist() == slow_first(values.tolist(), count)
 
 
 # --- singular directions ---

@@ -12,7 +12,6 @@ from scipy import integrate, optimize
 
 from clipmerge.errors import UsageError
 from clipmerge.merging import bind_mask
-from clipmerge.merging.selection import RandomKey
 from tests.support.tasks import decide, merge_masked, merged, task_of
 from tests.support.tiny_clip import layer_of
 
@@ -96,7 +95,7 @@ def elect(_: str, vectors: list[Array]) -> Array:
 def masked(mask: str, density: float, combine: Rule) -> Rule:
     def change(name: str, vectors: list[Array]) -> Array:
         if vectors[0].size > 1:
-            keys = [RandomKey(3, name).for_checkpoint(which) for which in range(len(vectors))]
+            keys = [f"3#{which}:{name}" for which in range(len(vectors))]
             keeps = [bind_mask(mask, density, {}, key=key) for key in keys]
             vectors = [
                 keep(vector.astype(np.float32)) for keep, vector in zip(keeps, vectors, strict=True)
@@ -136,8 +135,10 @@ def test_a_method_is_its_rule(
             folders = [*pair]  # it splits only matrices of at least 1,024 entries
         task = task_of(folders)
         if count not in counts:
-            told = "needs at least two" if count == 1 else "takes one"
-            with pytest.raises(UsageError, match=f"method {method}: {told} fine-tuned checkpoint"):
+            message = "needs at least two" if count == 1 else "takes one"
+            with pytest.raises(
+                UsageError, match=f"method {method}: {message} fine-tuned checkpoint"
+            ):
                 decide(task, method)
             continue
         decision = decide(task, method, alpha=0.7, **options)

@@ -45,7 +45,7 @@ def rows_into(ends: Ends, name: str, alpha: float) -> Tensor:
     (inputs,) = seen
     if name.startswith("text_model"):
         kept = reference.tokens["attention_mask"].bool()
-        assert not bool(kept.all())  # or leaving padding out would not show
+        assert not bool(kept.all())  # otherwise there is no padding to leave out
         return inputs[kept]
     return inputs.reshape(-1, inputs.shape[-1])
 
@@ -74,10 +74,10 @@ def test_the_merge_is_least_squares_on_the_outputs(
     factor = decision.scores[name].astype(np.float64)
     weights = [load_file(folder / "model.safetensors")[name].double().numpy() for folder in ends]
     rows = [rows_into(ends, name, end).numpy() for end in (0.0, 1.0)]
-    # a whisper that keeps the weights where the inputs say nothing
-    whisper = np.sqrt(1e-6 * np.mean([(each**2).sum(axis=0).mean() for each in rows]))
+    # a ridge, which keeps the weights where the inputs are zero
+    ridge = np.sqrt(1e-6 * np.mean([(each**2).sum(axis=0).mean() for each in rows]))
     inputs = [
-        np.sqrt(share) * np.vstack([each, whisper * np.eye(each.shape[1])])
+        np.sqrt(share) * np.vstack([each, ridge * np.eye(each.shape[1])])
         for share, each in zip((1 - alpha, alpha), rows, strict=True)
     ]
     targets = [each @ weight.T for each, weight in zip(inputs, weights, strict=True)]
@@ -85,7 +85,7 @@ def test_the_merge_is_least_squares_on_the_outputs(
     change = weights[1] - weights[0]
     error = np.abs(weights[0] + alpha * change @ factor - expected).max()
     assert error <= 5e-3 * np.abs(change).max()
-    # or the factor says nothing
+    # otherwise the factor has no effect
     assert np.abs(weights[0] + alpha * change - expected).max() > 20 * error
 
 

@@ -65,14 +65,14 @@ def test_a_greedy_soup_is_the_plain_greedy_loop(far: list[Path]) -> None:
 
     single = [accuracy([i]) for i in range(3)]
     order = sorted(range(3), key=lambda i: (-single[i], i))
-    soup, turned_down = order[:1], 0
+    soup, rejected = order[:1], 0
     for i in order[1:]:
         if accuracy([*soup, i]) >= accuracy(soup):
             soup.append(i)
         else:
-            turned_down += 1
-    # or the images no longer make the loop choose both ways
-    assert turned_down
+            rejected += 1
+    # otherwise the images do not test both branches of the loop
+    assert rejected
     assert len(soup) > 1
 
     found = load_plugin("measures", "soup-accuracy")(objective_for(far, BATCHES))
@@ -83,7 +83,9 @@ def test_a_greedy_soup_is_the_plain_greedy_loop(far: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_path_is_what_transformers_says_of_each_point(far: list[Path], count: int) -> None:
+def test_losses_and_accuracies_along_the_path_are_those_of_transformers(
+    far: list[Path], count: int
+) -> None:
     folders = far[: 1 + count]
     found = load_plugin("measures", "path-accuracy")(objective_for(folders, BATCHES), steps=4)
     base, *others = states(folders)
@@ -98,7 +100,7 @@ def test_the_path_is_what_transformers_says_of_each_point(far: list[Path], count
     assert len({mixture.accuracy for mixture in found.mixtures}) > 1
 
 
-def test_the_most_accurate_alpha_is_taken_of_equals_the_smallest(pair: Folders) -> None:
+def test_of_equally_accurate_alphas_the_smallest_is_chosen(pair: Folders) -> None:
     path = LossPath(alphas=(0, 0.25, 0.5, 0.75, 1), losses=(3, 2, 1.5, 1, 2))
     points = zip(path.alphas, path.losses, (0.2, 0.6, 0.8, 0.8, 0.7), strict=True)
     tries = tuple(

@@ -6,7 +6,7 @@ import pytest
 from clipmerge.errors import UsageError
 from clipmerge.methods import Task
 from clipmerge.planning.measurements import Measurements, Statistic
-from clipmerge.plugins import check_options
+from clipmerge.planning.recipe import load_recipe
 from tests.support.tasks import decide, inputs_of, task_of
 from tests.support.tiny_clip import Folders
 
@@ -23,16 +23,16 @@ def task_with(pair: Folders) -> Task:
     return Task(inputs, made_up, 0)
 
 
-def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(pair: Folders) -> None:
+def test_an_unknown_mask_or_one_without_its_gradients_is_refused(pair: Folders) -> None:
     method = "straggler-outlier"
     task = task_with(pair)
     with pytest.raises(UsageError, match=f"^method {method}: the saliency mask needs gradients"):
         decide(task, method, bootstraps=20)
     assert decide(task, method, bootstraps=20, mask="magnitude").scores == {}
     with pytest.raises(
-        UsageError, match=r"option 'mask' cannot be 'saliancy': .*mean 'saliency'.*masks: "
+        UsageError, match=r"no mask 'saliancy'\. Did you mean 'saliency'\? .masks: "
     ):
-        check_options("methods", method, {"mask": "saliancy"})
+        load_recipe(method, {"method.mask": "saliancy"})
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(pair: Folder
     ],
 )
 def test_the_measure_that_a_method_needs_is_named(pair: Folders, method: str, measure: str) -> None:
-    told = rf"method {method}: needs .*; set `measure.name` to {measure} in the recipe"
+    message = rf"method {method}: needs .*; set `measure.name` to {measure} in the recipe"
     for task in (task_with(pair), task_of(pair)):
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             decide(task, method)

@@ -1,5 +1,5 @@
-"""The straggler rule on made-up statistics: planted stragglers are found, placebo pairs are left
-alone."""
+"""The straggler rule on made-up statistics: it finds planted stragglers, and none in placebo
+pairs."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_power_and_false_flags() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("statistic", ["sharpness", "barrier"])
-def test_several_stragglers_do_not_hide_one_another_and_one_far_below_is_none(
+def test_several_stragglers_are_found_together_and_a_layer_far_below_is_none(
     statistic: str,
 ) -> None:
     planted = {"vision.3.attn": 15.0, "vision.3.mlp": 14.0, "vision.9.mlp": 12.0}
@@ -76,7 +76,7 @@ def test_several_stragglers_do_not_hide_one_another_and_one_far_below_is_none(
     assert find(measure(0, {"vision.3.attn": -15.0}, statistic=statistic)) == ()
 
 
-def test_what_one_batch_alone_says_is_not_stable() -> None:
+def test_a_layer_that_stands_out_in_one_batch_is_not_stable() -> None:
     rows = {name: [*row] for name, row in measure(0, noise=0.01)["barrier"].batches.items()}
     rows["vision.5.mlp"][3] += 150.0
     found = find_stragglers(record("barrier", rows), sizes_of())
@@ -92,7 +92,7 @@ def test_what_one_batch_alone_says_is_not_stable() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1e-3, 5.0])
 @pytest.mark.parametrize("statistic", ["barrier", "sharpness"])
-def test_layers_that_are_all_alike_hold_no_straggler(value: float, statistic: str) -> None:
+def test_equal_layers_have_no_straggler(value: float, statistic: str) -> None:
     found = find_stragglers(
         record(statistic, {layer: [value] * BATCHES for layer in sizes_of()}),
         sizes_of(),

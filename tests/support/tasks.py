@@ -12,7 +12,7 @@ from clipmerge.api.merge import open_and_decide
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.files import writer
 from clipmerge.files.safetensors import Array
-from clipmerge.merging import add_change, whole_change
+from clipmerge.merging import add_change, merged_change
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.methods import Decision, Task
 from clipmerge.options import PlanOptions
@@ -74,7 +74,7 @@ def in_runs(inputs: Inputs, plan: Plan, run: int = writer.RUN) -> dict[str, Tens
 
 def merge_masked(theta_0: Array, finetuned: Sequence[Array], **options: Any) -> Array:
     """Merge one parameter under masks, as the stream does."""
-    return add_change(theta_0, whole_change(theta_0, finetuned, **options))
+    return add_change(theta_0, merged_change(theta_0, finetuned, **options))
 
 
 def merged(
