@@ -174,7 +174,7 @@ def check_classes(images: Images, source: str, model: ImageTextModel) -> Iterato
     from clipmerge.images.image_set import CaptionedImages
 
     if isinstance(images, CaptionedImages):
-        if model.has_head:
+        if model.head is not None:
             raise DataError(
                 f"{images.source}: has captions, which {source} cannot read, because it is an image"
                 " classifier; give images with classes"

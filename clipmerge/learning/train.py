@@ -96,10 +96,14 @@ class LearningOptions:
     precision: Precision = "auto"
 
     def for_images(self, pixels: Tensor) -> LearningOptions:
-        """Apply ``small_factor`` if images, (images, 3, height, width), are small."""
-        factor = self.small_factor if max(pixels.shape[-2:]) <= _SMALL else 1
-        numbers = {name: factor * getattr(self, name) for name in ("batch_size", "num_strong")}
-        return replace(self, **numbers, small_factor=1)
+        """Multiply by ``small_factor`` if images, (images, 3, height, width), are small."""
+        if max(pixels.shape[-2:]) > _SMALL:
+            return self
+        return replace(
+            self,
+            batch_size=self.small_factor * self.batch_size,
+            num_strong=self.small_factor * self.num_strong,
+        )
 
 
 class Examples(NamedTuple):
@@ -189,13 +193,13 @@ def train(
                 while adam.steps_taken == number:  # again if gradients in float16 overflow
                     trace[number] = backward(objective, lesson, of_teachers, options, scaler, adam)
                     if scaler.is_enabled() or number % _TAUGHT_TOGETHER == 0:  # a card waits for it
-                        _require_finite(trace, number, scaler)
+                        _require_finite(trace, scaler)
                     scaler.step(adam)
                     scaler.update()
                 if state:
                     state.save(number + 1)
                 objective.work.count(work)
-    _require_finite(trace, options.steps - 1, scaler)
+    _require_finite(trace, scaler)
     adam.zero_grad()  # gradients and moments are as large as the model, and not needed again
     if state:
         state.release()
@@ -282,7 +286,7 @@ def backward(
     def attempt(at_once: int) -> Tensor:
         adam.zero_grad()  # of an attempt with more images at once
         with in_precision(objective.path.device, options.precision):
-            features = embed_with_graph(run, pixels, at_once)
+            features = embed_with_graph(run, torch.split(pixels, at_once))
         seen, of_shift = features.float().tensor_split([weak + len(strong)])
         logits = target.logits(seen, options.precision)
         entropy = target.classifier.image_losses(logits[:weak], target.columns).mean()
@@ -301,15 +305,12 @@ def backward(
     return objective.micro_batcher.run(len(pixels), attempt)
 
 
-def _require_finite(trace: Tensor, number: int, scaler: torch.amp.GradScaler) -> None:
+def _require_finite(trace: Tensor, scaler: torch.amp.GradScaler) -> None:
     """Raise an error if a loss is not finite, or if gradients overflow at any scale."""
-    broken = (~trace.isfinite().all(1)).nonzero().flatten().tolist()
-    if scaler.get_scale() < 1:
-        broken.append(number)
-    if broken:
+    if scaler.get_scale() < 1 or not bool(trace.isfinite().all()):
         raise ClipmergeError(
-            f"the loss of calibration batch {broken[0]} is not finite; check the checkpoints, or"
-            " compute with measure.precision=float32"
+            "a loss of learning is not finite; check the checkpoints, or compute with"
+            " measure.precision=float32"
         )
 
 
@@ -328,9 +329,10 @@ class BoxAdam(torch.optim.Optimizer):
         self, values: Mapping[str, Tensor], lr: float, max_value: float, units: Mapping[str, float]
     ) -> None:
         """Start with zero moments; ``units`` are factors of the step size by name, 1 by default."""
-        rates = [lr * units.get(name, 1.0) for name in values]
-        groups = zip(values.values(), rates, strict=True)
-        super().__init__([{"params": [value], "lr": rate} for value, rate in groups], {})
+        groups = [
+            {"params": [value], "lr": lr * units.get(name, 1.0)} for name, value in values.items()
+        ]
+        super().__init__(groups, {})
         self.fall = 1.0
         self.steps_taken = 0
         self._max_value = max_value

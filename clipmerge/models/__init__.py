@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -42,11 +42,11 @@ class ImageTextModel(ABC):
         parameters: Parameters by canonical name, including the statistics of batch norms.
         folder: The folder of the processor and the tokenizer.
         layout: Memory format of images.
-        has_head: Whether it is an image tower with a head, which reads no prompts.
+        head: The head of an image tower that classifies without prompts; ``None`` for two towers.
         row_names: Class names of a head's rows, if they are known.
     """
 
-    has_head: ClassVar[bool] = False
+    head: torch.nn.Linear | None = None
     row_names: Names = ()
 
     def __init__(self, family: Family, folder: Path, module: Any) -> None:
@@ -87,20 +87,16 @@ class ImageTextModel(ABC):
         """
         with explain_errors(f"{self.folder}: its prompts cannot be prepared", _COPY_PROCESSOR):
             tokens = self.tokenize(prompts)
-        self._require_embeddings(int(tokens["input_ids"].max()))
-        return tokens
-
-    def _require_embeddings(self, token: int) -> None:
-        """Raise an error for a token that the text tower does not know: on a GPU it ends the
-        process.
-        """
+        token = int(tokens["input_ids"].max())
         for name, table in self.module.named_modules():
             is_table = name.endswith(_WORDS) and isinstance(table, torch.nn.Embedding)
+            # on a GPU, an unknown token would end the process
             if is_table and token >= table.num_embeddings:
                 raise CheckpointError(
                     f"{self.folder}: its tokenizer has token {token}, but its text tower knows"
                     f" {table.num_embeddings}; copy the base model's tokenizer files into it"
                 )
+        return tokens
 
     @abstractmethod
     def prepare(self, images: list[Image]) -> Tensor:
@@ -117,12 +113,6 @@ class ImageTextModel(ABC):
     def text_features(self, tokens: Tensors) -> Tensor:
         """Embed prompts: (prompts, width), unit length."""
         raise NotImplementedError  # a tower with a head has no prompts to embed
-
-    def classifier(self, source: str, names: Names, rows: Sequence[Sequence[int]]) -> Any:
-        """Match a model's head with the classes of a source, as a `Classifier` of
-        `clipmerge.models.classifier`; ``None`` for a model without a head.
-        """
-        return None
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """Score images, (batch, width), against classes, (classes, width), both of unit length:
@@ -168,13 +158,17 @@ def _corrupts_memory(convolution: torch.nn.Conv2d) -> bool:
 class FrozenBatchNorm(torch.nn.Module):
     """A batch norm in eval mode that has gradients for its running statistics, too."""
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, norm: torch.nn.BatchNorm2d) -> None:
         super().__init__()
         self.eps = norm.eps
-        self.weight = torch.nn.Parameter(norm.weight.detach().clone())
-        self.bias = torch.nn.Parameter(norm.bias.detach().clone())
-        self.running_mean = torch.nn.Parameter(cast("Tensor", norm.running_mean).detach().clone())
-        self.running_var = torch.nn.Parameter(cast("Tensor", norm.running_var).detach().clone())
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            value = getattr(norm, name).detach().clone()
+            self.register_parameter(name, torch.nn.Parameter(value))
         # timm's batch norms include the activation
         self.act: torch.nn.Module = getattr(norm, "act", torch.nn.Identity())
 

@@ -109,7 +109,7 @@ def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float) -> None:
     assert (choice.backoff == 0) == (max_loss == 100)
     for name, value in coefficients.by_parameter().items():
         assert torch.allclose(value, learned.effective(name, choice.backoff), atol=1e-6)
-        change = objective.path.parameters[name] - objective.path.theta_0(name)
+        change = objective.path.parameters[name] - objective.path.inputs.theta_0(name)
         assert torch.allclose(change, value * objective.path.delta(name), atol=1e-6)
     seen = weighted_accuracies(objective, objective.val, OPTIONS)
     assert (choice.images, choice.accuracy) == (len(seen), pytest.approx(float(seen.mean())))

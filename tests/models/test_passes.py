@@ -31,7 +31,7 @@ def holding(most: int) -> Callable[[Tensor], Tensor]:
 
 def test_images_go_through_in_halves_until_memory_suffices() -> None:
     said: list[str] = []
-    pieces, pixels = MicroBatcher(None, said.append), torch.arange(10.0)[:, None]
+    pieces, pixels = MicroBatcher(said.append), torch.arange(10.0)[:, None]
     assert torch.equal(pieces.forward(holding(3), pixels), pixels * 2)
     assert said == [
         f"memory does not suffice for {count} images at once: going on with {count // 2}"
@@ -62,7 +62,7 @@ def test_images_are_halved_down_to_one_before_memory_is_an_error(error: Exceptio
         raise error
 
     with pytest.raises(type(error)):
-        MicroBatcher(None, str).run(9, work)
+        MicroBatcher(str).run(9, work)
     assert attempts == [9, 4, 2, 1]
 
 
@@ -85,6 +85,6 @@ def test_a_convolution_of_single_channels_is_float32s_under_autocast(at_once: in
     keep_depthwise_in_float32(ours)
     for module, precision in ((plain, "float32"), (ours, "bfloat16")):
         with in_precision(torch.device("cpu"), precision):
-            features = embed_with_graph(module, images, at_once)
+            features = embed_with_graph(module, images.split(at_once))
         features.square().sum().backward()
     torch.testing.assert_close(ours.weight.grad, plain.weight.grad, rtol=1e-5, atol=1e-3)
