@@ -101,7 +101,7 @@ def choose(
     """Let held-out images choose how far the coefficients move towards fine-tuned, and move them.
 
     If no point before the fine-tuned model keeps the accuracy, they become the fine-tuned model's.
-    If images of a shift taught, there is no margin: it would undo by chance what they taught.
+    If learning used images of a shift, there is no margin, which would undo their effect by chance.
     """
     learned = coefficients.distance() or 1.0
 

@@ -26,11 +26,11 @@ from clipmerge.types import Tensors
 
 #: A scalar loss of a whole batch, given its logits and the column of each image's own class.
 Loss = Callable[[Batch, Tensor, Tensor], Tensor]
-#: Most prompts that a gradient goes back through: about as much work as the images of a step of
-#: learning. If there are more, templates are drawn, and then classes.
+#: Most prompts in a backward pass: about as much work as the images of a step of learning. If there
+#: are more, templates are drawn, and then classes.
 PROMPTS_A_GRADIENT = 256
-# A small batch has fewer: three for each image, which cost about a quarter as much as the image,
-# and at least as many as for eight images.
+# A small batch has fewer: three for each image, and at least as many as for eight images. Three
+# prompts cost about a quarter as much as an image.
 _PROMPTS_AN_IMAGE, _FEWEST_IMAGES = 3, 8
 # Cost of a pass over images, in forward passes.
 FORWARD, GRADIENT = 1, 3

@@ -52,14 +52,14 @@ class LearningOptions:
     """Options of learning coefficients, and of the choice among the results.
 
     Attributes:
-        granularity: What has a coefficient of its own.
+        granularity: The parts of a model that have one coefficient each.
         distill_weight: Weight of the distillation loss: more keeps more robustness; 0 minimises the
             loss on the calibration images alone.
         steps: Number of steps.
         batch_size: Maximum number of images per step.
         num_strong: Maximum number of strongly augmented images per step, for the distillation loss.
-        small_factor: Factor of both numbers for images of at most 64 pixels a side; their models
-            are small, so that more work costs little.
+        small_factor: Factor of both numbers for images of at most 64 pixels a side. Their models
+            are small, so more work costs little.
         ood_weight: Weight of the cross-entropy on labelled images of shifts or other tasks.
         ood_batch_size: Maximum number of these per step, all of one source; sources take turns.
         lr: Adam's step size in coefficients; it falls to zero along a half cosine.
@@ -151,8 +151,8 @@ def train(
 ) -> list[list[float]]:
     """Learn coefficients, in place, from the objective's images and, in turn, those of its shifts.
 
-    Each of several processes takes every step, because sums of parts would be rounded otherwise. At
-    the end all get the coefficients of the first.
+    Every process takes every step, because a sum of parts rounds differently. At the end, all
+    processes get the coefficients of the first one.
 
     Args:
         objective: Its path is left near the learned coefficients.
@@ -223,9 +223,7 @@ def draw_order(images: int, steps: int, size: int, seed: int) -> Tensor:
 def make_lesson(
     objective: Objective, orders: Sequence[Tensor], number: int, options: LearningOptions
 ) -> Lesson:
-    """Draw and augment the images of a step. Its number gives the seed and the shift that takes its
-    turn.
-    """
+    """Draw and augment the images of a step. Its number determines the seed and the shift."""
     seed = objective.seed * 1_000_003 + 2 * number
 
     def take_examples(source: Labelled, order: Tensor) -> Examples:
@@ -317,8 +315,8 @@ def _require_finite(trace: Tensor, scaler: torch.amp.GradScaler) -> None:
 class BoxAdam(torch.optim.Optimizer):
     """Adam with values from 0 to a maximum, and one second moment for each parameter.
 
-    If every coefficient had a second moment of its own, one whose gradient is mostly noise would
-    move as far as those that matter. With a shared moment it takes small steps.
+    With a second moment of its own, a coefficient whose gradient is mostly noise would move as far
+    as one that matters. With a shared moment, it takes small steps.
 
     Attributes:
         fall: Factor of the step sizes, set before every step.
@@ -342,7 +340,8 @@ class BoxAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take a step, and clamp the values."""
-        self.steps_taken += 1  # before any change: a state that counts one step less is whole
+        # counted before any change: if both counts are equal, a saved state has no half step
+        self.steps_taken += 1
         for group in self.param_groups:
             (value,) = group["params"]
             if value.grad is None:

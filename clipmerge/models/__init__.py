@@ -27,8 +27,7 @@ _FEW_CHANNELS = 16
 # Names of modules that look up tokens in text towers.
 _WORDS = ("token_embedding", "word_embeddings")
 _COPY_PROCESSOR = "copy the base model's processor and tokenizer files into it"
-# Settings of a configuration that say how weights are stored, and kernels, whose code transformers
-# would fetch and run.
+# Settings of weight formats and of kernels. transformers would fetch and run the code of a kernel.
 _LEFT_OUT = re.compile(
     r"_implementation|^(torch_)?dtype$|^quantization_config$|^compression_config$"
 )
@@ -140,19 +139,17 @@ def model_for(
 def image_layout(model: torch.nn.Module) -> torch.memory_format:
     """Choose the memory format of images: convolutions are faster with the channels last."""
     convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
-    if len(convolutions) < 2:  # a transformer has one, for patches
-        return torch.contiguous_format
-    if any(map(_corrupts_memory, convolutions)):
+    # the backward pass of such a layer, as in MobileCLIP's S models, writes outside its memory
+    corrupts_memory = any(
+        tuple(each.kernel_size) == (1, 1)
+        and max(each.stride) > 1
+        and each.in_channels < _FEW_CHANNELS
+        for each in convolutions
+    )
+    # a transformer has one convolution, for patches
+    if len(convolutions) < 2 or corrupts_memory:
         return torch.contiguous_format
     return torch.channels_last
-
-
-def _corrupts_memory(convolution: torch.nn.Conv2d) -> bool:
-    """Whether the backward pass of a layer crashes with channels last, because it writes outside
-    its memory. MobileCLIP's S models have such a layer.
-    """
-    is_pointwise = tuple(convolution.kernel_size) == (1, 1)
-    return is_pointwise and max(convolution.stride) > 1 and convolution.in_channels < _FEW_CHANNELS
 
 
 class FrozenBatchNorm(torch.nn.Module):

@@ -91,17 +91,17 @@ def finite_scores(scores: Tensor, images: str) -> Tensor:
 class MicroBatcher:
     """Runs images through a model in micro-batches, and halves these whenever memory runs out.
 
-    At each halving, ``tell`` gets a note, and ``spare`` is called to save memory elsewhere.
+    At each halving, ``say`` gets a note, and ``spare`` is called to save memory elsewhere.
 
     Attributes:
         max_images: Most images in a micro-batch; ``None`` for all that are given.
     """
 
     def __init__(
-        self, tell: Callable[[str], None], spare: Callable[[], None] = lambda: None
+        self, say: Callable[[str], None], spare: Callable[[], None] = lambda: None
     ) -> None:
         self.max_images: int | None = None
-        self._tell = tell
+        self._say = say
         self._spare = spare
 
     def run(self, images: int, work: Callable[[int], T]) -> T:
@@ -121,7 +121,7 @@ class MicroBatcher:
             clear_device_cache(garbage_collection=True)
             self.max_images = count // 2
             self._spare()
-            self._tell(
+            self._say(
                 f"memory does not suffice for {count} images at once: going on with"
                 f" {self.max_images}"
             )
