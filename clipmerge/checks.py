@@ -1,6 +1,6 @@
 """Checks of names, images and models before anything is learned from them.
 
-A function here yields a `FailedCheck` for each fault. It is an error, unless the user allows the
+Each function yields a `FailedCheck` for each fault. A fault is an error, unless the user allows the
 check by name. To add a check, yield its failure here and add its name to `clipmerge.types.CHECKS`.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from statistics import median
@@ -25,7 +24,7 @@ from clipmerge.types import Names
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from clipmerge.checkpoint import Inputs
+    from clipmerge.checkpoint import Inputs, Location
     from clipmerge.evaluation.scorer import Images, Move
     from clipmerge.images.image_set import ImageSource, LabelledImages
     from clipmerge.learning.interpolate import WeightPath
@@ -102,18 +101,14 @@ def check_models(inputs: Inputs) -> Iterator[FailedCheck]:
         if HEAD in inputs.merged_layers:
             names = inputs.zeroshot.row_names
             yield from _check_order(zeroshot, names, source, finetuned.row_names)
-        apart = [
-            f"{abs(cosine):.2f} in the {tower} tower"
-            for tower, cosine in cosines.items()
-            if cosine < UNRELATED
-        ]
-        if apart:
-            yield FailedCheck(
-                "unrelated",
-                f"{source} was not fine-tuned from {zeroshot}: the median cosine"
-                f" between their matrices is {' and '.join(apart)}, as between models trained"
-                " apart; merge it with the model that it was fine-tuned from",
-            )
+        for tower, cosine in cosines.items():
+            if cosine < UNRELATED:
+                yield FailedCheck(
+                    "unrelated",
+                    f"{source} was not fine-tuned from {zeroshot}: the median cosine between the"
+                    f" matrices of their {tower} towers is {abs(cosine):.2f}, as between models"
+                    " trained apart; merge it with the model that it was fine-tuned from",
+                )
 
 
 def tower_cosines(inputs: Inputs, which: int = 0) -> dict[str, float]:
@@ -133,37 +128,38 @@ def tower_cosines(inputs: Inputs, which: int = 0) -> dict[str, float]:
         # a head, which is in neither tower, may be new
         if not rest or len(entry.shape) < 2 or entry.size < _LEAST:
             continue
-        locations = inputs.locations[name]
-        ends = []
-        for checkpoint, key in (locations[0], locations[which + 1]):
-            stored = checkpoint.array(key, 0, min(_SAMPLE, entry.size))
-            dtype = checkpoint.entries[key].dtype
-            ends.append(widen(stored, dtype).astype(np.float64))
-        theta_0, theta_1 = ends
-        with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
+        theta_0, theta_1 = (
+            widen(checkpoint.array(key, 0, _SAMPLE), checkpoint.entries[key].dtype).astype(float)
+            for checkpoint, key in _two_ends(inputs, name, which)
+        )
+        with np.errstate(all="ignore"):  # NaN and Inf are errors where they are merged
             # not `dot`: the threads of a BLAS would wait for others
             lengths = (theta_0 * theta_0).sum() * (theta_1 * theta_1).sum()
             cosine = float((theta_0 * theta_1).sum() / np.sqrt(lengths))
-        if math.isfinite(cosine):  # not so for matrices that are empty or broken
+        if math.isfinite(cosine):  # not so for matrices of zeros, or with NaN or Inf
             cosines.setdefault(tower, []).append(cosine)
     return {tower: median(values) for tower, values in cosines.items()}
 
 
 def hold_same_weights(inputs: Inputs, which: int) -> bool:
-    """Whether a fine-tuned checkpoint and the zero-shot one have the same weights. If they differ,
-    samples usually show it.
+    """Whether a fine-tuned checkpoint and the zero-shot one have the same weights.
+
+    Samples are compared first, because they usually show a difference.
     """
-    names = list(filter(inputs.merges, inputs.zeroshot_keys))
-    for length in (_SAMPLE, sys.maxsize):
-        for name in names:
-            (theirs, their_key), *finetuned = inputs.locations[name]
-            ours, key = finetuned[which]
-            stop = min(length, ours.entries[key].size)
-            first = ours.array(key, 0, stop)
-            second = theirs.array(their_key, 0, stop)
+    for stop in (_SAMPLE, None):
+        for name in filter(inputs.merges, inputs.zeroshot_keys):
+            first, second = (
+                checkpoint.array(key, 0, stop) for checkpoint, key in _two_ends(inputs, name, which)
+            )
             if not np.array_equal(first, second):
                 return False
     return True
+
+
+def _two_ends(inputs: Inputs, name: str, which: int) -> tuple[Location, Location]:
+    """Locate a parameter in the zero-shot checkpoint and in one of the fine-tuned ones."""
+    zeroshot, *finetuned = inputs.locations[name]
+    return zeroshot, finetuned[which]
 
 
 def check_classes(images: Images, source: str, model: ImageTextModel) -> Iterator[FailedCheck]:
@@ -174,7 +170,7 @@ def check_classes(images: Images, source: str, model: ImageTextModel) -> Iterato
     from clipmerge.images.image_set import CaptionedImages
 
     if isinstance(images, CaptionedImages):
-        if model.has_head:
+        if model.head is not None:
             raise DataError(
                 f"{images.source}: has captions, which {source} cannot read, because it is an image"
                 " classifier; give images with classes"
@@ -184,8 +180,8 @@ def check_classes(images: Images, source: str, model: ImageTextModel) -> Iterato
 
 
 def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator[FailedCheck]:
-    """Check that no class has the name of another row of the head, where rows and classes are
-    matched by order.
+    """Check that no class has the name of another row of the head. Rows and classes are matched by
+    order.
     """
     from clipmerge.images.classes import first_misplaced
 
@@ -217,9 +213,7 @@ def check_sources(
         yield from check_classes(images, inputs.finetuned[0].source, path.model)
         yield from check_pixels(images)
         images.require_classes()
-        samples[name] = _sample_with_one_prompt(
-            images.sample(min(PROBE, len(images)), seed), settings.template
-        )
+        samples[name] = _with_one_prompt(images.sample(PROBE, seed), settings.template)
     # at theta_0, a head that the zero-shot model lacks is not trained
     if inputs.output.is_classifier and not inputs.zeroshot.has_built_head:
         return
@@ -236,14 +230,14 @@ def check_sources(
         yield from check_answers(name, images, finetuned.correct, zeroshot.correct, among=among)
 
 
-def _sample_with_one_prompt(images: Images, template: Names) -> LabelledImages:
-    """Give the images one prompt per class or, if they are captioned, one caption each."""
+def _with_one_prompt(images: Images, template: Names) -> LabelledImages:
+    """Keep one template per class or, if images are captioned, one image per caption."""
     from clipmerge.images.classes import templates_for
     from clipmerge.images.image_set import CaptionedImages
 
     if isinstance(images, CaptionedImages):
         drawn = images.with_one_caption(0)
-        # one image of each caption: a guess would often be right if one caption were common
+        # if many images had one caption, a guess would often be right
         first = dict(zip(reversed(drawn.labels), reversed(range(len(drawn))), strict=True))
         return drawn.subset(sorted(first.values()))
     return replace(images, templates=templates_for(template, images.templates)[:1])
@@ -251,15 +245,12 @@ def _sample_with_one_prompt(images: Images, template: Names) -> LabelledImages:
 
 def check_pixels(images: ImageSource) -> Iterator[FailedCheck]:
     """Check the pixels of some images: they must not be blank, or all the same."""
-    last = len(images) - 1
-    parts = _LOOKED_AT - 1
-    looked_at = sorted({part * last // parts for part in range(_LOOKED_AT)})
-    if len(looked_at) < _FEWEST:
+    positions = np.unique(np.linspace(0, len(images) - 1, _LOOKED_AT, dtype=int)).tolist()
+    if len(positions) < _FEWEST:
         return
-    shown = [np.asarray(images.image(at)) for at in looked_at]
-    darkest = int(min(map(np.min, shown)))
-    brightest = int(max(map(np.max, shown)))
-    if brightest - darkest <= _BLANK:
+    shown = [np.asarray(images.image(at)) for at in positions]
+    darkest, brightest = min(map(np.min, shown)), max(map(np.max, shown))
+    if int(brightest) - int(darkest) <= _BLANK:
         yield FailedCheck(
             "blank-images",
             f"{images.source}: {len(shown)} images have pixels from {darkest} to {brightest} of"
@@ -287,41 +278,38 @@ def check_answers(
         images: The images.
         correct: Whether the fine-tuned model, or the only one, is right, (sampled images,).
         zeroshot: The same for the zero-shot model.
-        among: Number of captions from which each was chosen.
+        among: Number of captions from which each was chosen; 0 for one per image.
     """
     from clipmerge.images.image_set import CaptionedImages
     from clipmerge.stats import wilson
 
-    captions: Names = ()
-    names: Names = ()
     if isinstance(images, CaptionedImages):
-        captions = images.captions[0]
+        words, look, example = "captions", "", images.captions[0][0]
+        chance = 1 / (among or len(images))
     else:
-        names = images.class_names
-    chance = 1 / (len(names) or among or len(images))
-    halfway = (1 + chance) / 2
-    known = correct if zeroshot is None else zeroshot
-    share, known_share = float(correct.mean()), float(known.mean())
-    known_low, _ = wilson(known_share, len(known))
+        words, look = "class names", describe_odd_names(images.class_names)
+        example = images.class_names[0]
+        chance = 1 / len(images.class_names)
+    known_share = float((correct if zeroshot is None else zeroshot).mean())
+    share = float(correct.mean())
     if name:  # fine-tuning may have forgotten another task
         share = max(share, known_share)
     low, high = wilson(share, len(correct))
+    known_low, _ = wilson(known_share, len(correct))
+    halfway = (1 + chance) / 2
     where = f"{name}: " if name else ""
     numbers = f"recognises {share:.1%} of {len(correct)} images (chance is {chance:.1%})"
-    example = printable((*names, *captions)[0], limit=_SHOWN)
-    look = describe_odd_names(names) if names else ""
+    such_as = f"such as '{printable(example, limit=_SHOWN)}'"
     if look and low < halfway:
         yield FailedCheck(
             "odd-names",
-            f"{where}the class names {look}, such as '{example}', and the model {numbers}; give the"
-            " names with `classes`",
+            f"{where}the class names {look}, {such_as}, and the model {numbers}; give the names"
+            " with `classes`",
         )
     elif low <= chance and high < halfway and known_low <= chance:
-        words = "captions" if captions else "class names"
         yield FailedCheck(
             "at-chance",
-            f"{where}the model {numbers}; are these the {words} of these images, such as"
-            f" '{example}'?",
+            f"{where}the model {numbers}; are these the {words} of these images, {such_as}?",
         )
     elif not name and known_low > high:
         yield FailedCheck(

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # Key in the store of a run, which a process sets when it reports an error.
 _FAILED = "clipmerge/failed"
-# Seconds between two looks at the key, and a number of looks. A failed process waits so long for
-# the main process to report an error that all have, and a process has so long to stop.
+# Seconds between two looks at this key, and number of looks. A failed process waits this long for
+# the main process, which may report the same error. A process also has this long to stop.
 _LOOK_SECONDS, _LOOKS = 0.5, 20
 _store: Any = None
 _is_ending = threading.Event()

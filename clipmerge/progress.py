@@ -69,7 +69,18 @@ class BarProgress(Progress):
             self.close()
             return
         if self._bar is None:
-            self._bar = _make_bar(self._doing, done, total)
+            with warnings.catch_warnings():
+                # without ipywidgets a notebook shows the bar as text
+                warnings.simplefilter("ignore")
+                from tqdm.auto import tqdm
+            self._bar = tqdm(
+                initial=done,
+                total=total,
+                desc=self._doing,
+                leave=False,
+                delay=_SECONDS_TO_BAR,
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left",
+            )
         self._bar.total = total
         self._bar.update(done - self._bar.n)
 
@@ -88,21 +99,6 @@ class BarProgress(Progress):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def _make_bar(doing: str, done: float, total: float) -> Any:
-    with warnings.catch_warnings():
-        # without ipywidgets a notebook shows the bar as text
-        warnings.simplefilter("ignore")
-        from tqdm.auto import tqdm
-    return tqdm(
-        initial=done,
-        total=total,
-        desc=doing,
-        leave=False,
-        delay=_SECONDS_TO_BAR,
-        bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left",
-    )
 
 
 def default_progress() -> Progress:

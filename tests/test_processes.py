@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -82,21 +82,19 @@ def test_an_error_of_one_process_is_reported_once_and_ends_all(
 
 def test_a_process_that_does_not_see_a_signal_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of a library may not notice a signal."""
-    sent: list[tuple[int, ...]] = []
-    failed = Mock(**{"check.side_effect": [False, True, RuntimeError("the store has ended")]})
-    ending = threading.Event()
-    monkeypatch.setattr(distributed, "_is_ending", ending)
-    for name, value in (("_store", failed), ("_LOOK_SECONDS", 0.0)):
-        monkeypatch.setattr(distributed, name, value)
-    monkeypatch.setattr(os, "kill", lambda *words: sent.append(words))
-    monkeypatch.setattr(os, "_exit", lambda code: sent.append((code,)))
+    end = Mock()
+    store = Mock(**{"check.side_effect": [False, True, RuntimeError("the store has ended")]})
+    monkeypatch.setattr(distributed, "_store", store)
+    monkeypatch.setattr(distributed, "_is_ending", threading.Event())
+    monkeypatch.setattr(distributed, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(os, "kill", end)
+    monkeypatch.setattr(os, "_exit", end)
     distributed._end_with_others()
-    assert sent == [(os.getpid(), signal.SIGTERM), (1,)]
+    assert end.mock_calls == [call(os.getpid(), signal.SIGTERM), call(1)]
     monkeypatch.setenv("RANK", "1")
-    failed = Mock(**{"check.side_effect": [False, True]})
-    monkeypatch.setattr(distributed, "_store", failed)
+    store.check.side_effect = [False, True]
     assert not distributed.claim_error()
-    failed.check.side_effect = RuntimeError("the main process was killed")
+    store.check.side_effect = RuntimeError("the main process was killed")
     assert distributed.claim_error()
 
 

@@ -26,7 +26,7 @@ from clipmerge.images.split import MAX_TEST, SHARE, Split, split_images, split_s
 from clipmerge.learning.objective import Batch, Labelled, Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.models.classifier import Captions, Prompts, classifier_for
-from clipmerge.models.passes import torch_defaults
+from clipmerge.models.passes import dtype_of, torch_defaults
 from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
 from clipmerge.planning.measurements import CalibrationRecord, Measurements
 from clipmerge.planning.plan import public_source
@@ -171,6 +171,7 @@ def _build_objective(
         ],
         size,
         context.device.type,
+        str(dtype_of(context.device, "auto")),
     ]
     state = LearningState(state_file(asked), context, progress.say)
     mask = recipe.method.get("mask")

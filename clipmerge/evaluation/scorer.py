@@ -103,7 +103,7 @@ class Scorer:
         """Score every point on every source. Return one outcome per point, by source; all processes
         get the outcomes of all images.
         """
-        self._micro_batcher = MicroBatcher(None, progress.say)
+        self._micro_batcher = MicroBatcher(progress.say)
         self._texts.clear()
         self._changes.clear()
         shared: dict[object, Classifier] = {}  # by class names or captions

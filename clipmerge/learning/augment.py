@@ -106,30 +106,24 @@ def _require_images(pixels: Tensor) -> None:
         )
 
 
-def _resample(pixels: Tensor, first: list[Tensor], second: list[Tensor]) -> Tensor:
-    """Resample every image under an affine map, two rows of three numbers, and repeat the border
-    outside.
+def _geometry(pixels: Tensor, draw: _Draw, strength: float) -> Tensor:
+    """Rotate, scale, shear and shift images, and repeat the border outside.
 
     Points outside move to the centre of the nearest pixel. That equals ``padding_mode="border"``,
     which Apple's GPUs lack before torch 2.13.
     """
-    rows = [torch.stack(row, 1) for row in (first, second)]
-    grid = affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
-    height, width = pixels.shape[-2:]
-    limits = torch.tensor([1 - 1 / width, 1 - 1 / height]).to(pixels)
-    inside = torch.minimum(torch.maximum(grid, -limits), limits)
-    return grid_sample(pixels, inside, padding_mode="zeros", align_corners=False)
-
-
-def _geometry(pixels: Tensor, draw: _Draw, strength: float) -> Tensor:
-    """Rotate, scale, shear and shift images, and repeat the border outside."""
     turn = strength * draw(-_TURN, _TURN)
     scale = 1 + strength * draw(-_MAGNITUDE, _MAGNITUDE)
     shear = strength * draw(-_SHEAR, _SHEAR)
-    shift = strength * draw(-_MAGNITUDE / 2, _MAGNITUDE / 2, 2)
+    right, down = (strength * draw(-_MAGNITUDE / 2, _MAGNITUDE / 2, 2)).unbind(1)
     cos = scale * turn.cos()
     sin = scale * turn.sin()
-    return _resample(pixels, [cos, shear - sin, shift[:, 0]], [sin, cos, shift[:, 1]])
+    affine = torch.stack([cos, shear - sin, right, sin, cos, down], dim=1).view(-1, 2, 3)
+    grid = affine_grid(affine, list(pixels.shape), align_corners=False)
+    height, width = pixels.shape[-2:]
+    limits = torch.tensor([1 - 1 / width, 1 - 1 / height]).to(pixels)
+    inside = grid.clamp(-limits, limits)
+    return grid_sample(pixels, inside, padding_mode="zeros", align_corners=False)
 
 
 def _colour(pixels: Tensor, draw: _Draw) -> Tensor:

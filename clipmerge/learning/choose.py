@@ -41,15 +41,6 @@ class PointAccuracy(NamedTuple):
     distance: float
     accuracies: Tensor
 
-    def loss_against(self, finetuned: PointAccuracy) -> tuple[float, float]:
-        """Compute the accuracy lost against the fine-tuned model on the same images, and its
-        standard error.
-
-        Two models may agree on a few images by chance, so Agresti and Min's images are added. On
-        these images the models differ less, the nearer the point is to the fine-tuned model.
-        """
-        return paired_mean_and_error(finetuned.accuracies - self.accuracies, self.distance)
-
 
 def choose_backoff(
     evaluate_at: Callable[[float], PointAccuracy], max_loss: float, margin: float = 1.0
@@ -72,7 +63,10 @@ def choose_backoff(
     finetuned = evaluate_at(_FINETUNED)
     for backoff in BACKOFFS:
         point = evaluate_at(backoff)
-        loss, error = point.loss_against(finetuned)
+        # Agresti and Min add images on which the models differ, since two models may agree on a few
+        # images by chance. The nearer the point is to the fine-tuned model, the less they differ.
+        lost = finetuned.accuracies - point.accuracies
+        loss, error = paired_mean_and_error(lost, point.distance)
         if loss <= max(limit - margin * error, min(limit, 0)) + _ROUNDING:
             return point, finetuned
     return finetuned, finetuned
@@ -107,7 +101,7 @@ def choose(
     """Let held-out images choose how far the coefficients move towards fine-tuned, and move them.
 
     If no point before the fine-tuned model keeps the accuracy, they become the fine-tuned model's.
-    If images of a shift taught, there is no margin: it would undo by chance what they taught.
+    If learning used images of a shift, there is no margin, which would undo their effect by chance.
     """
     learned = coefficients.distance() or 1.0
 

@@ -1,12 +1,13 @@
-"""Set a model's weights to theta_0 + c * (theta_1 - theta_0), in place, and compute the gradient of
-c.
+"""Move a model's weights between checkpoints, in place, and compute gradients of coefficients.
+
+The weights are theta_0 + c * (theta_1 - theta_0) for coefficients c.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Literal
 
@@ -16,8 +17,7 @@ from torch.nn import Parameter
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import CheckpointError
-from clipmerge.families import is_variance
-from clipmerge.files.safetensors import is_finite, require_finite
+from clipmerge.files.safetensors import require_finite
 from clipmerge.files.writer import tensors_in_memory
 from clipmerge.layers import HEAD
 from clipmerge.merging.stream import merged_tensors
@@ -28,8 +28,8 @@ from clipmerge.types import Layers, OutputDtype
 #: The alpha that WiSE-FT recommends without tuning (Wortsman et al. 2022).
 DEFAULT_ALPHA = 0.5
 Granularity = Literal["layer", "parameter", "channel", "entry"]
-# Standard deviation of the noise that breaks ties between the scores of a sparse parameter: small
-# beside the way that a score goes in all steps of learning.
+# Standard deviation of the noise that breaks ties between the scores of a sparse parameter.
+# Learning moves a score much further.
 _SPREAD = 0.02
 
 
@@ -46,10 +46,10 @@ class WeightPath:
             the zero-shot checkpoint.
         parameters: The model's parameters by canonical name; those that fine-tuning did not change
             are frozen.
-        layers: Names of the changed parameters by layer, without unchanged layers.
+        layers: Names of the changed parameters by layer; layers without any are left out.
         names: Names of the changed parameters.
         text_changes: Whether fine-tuning changed the text tower.
-        class_moves: Number of times that the text tower or the head changed; each change makes
+        class_moves: Number of changes of parameters in the text tower or the head. Each makes
             earlier class features invalid.
     """
 
@@ -70,44 +70,42 @@ class WeightPath:
         model.load(self._keep_ends, inputs.zeroshot.source)
         model.module.to(device)
         self.parameters = model.parameters
+        changed = set()
         for name, parameter in self.parameters.items():
             theta_0, *others = self._ends[name]
-            changed = any(not torch.equal(theta_0, end) for end in others)
-            parameter.requires_grad_(changed)
-            if changed:
+            differs = any(not torch.equal(theta_0, end) for end in others)
+            parameter.requires_grad_(differs)
+            if differs:
+                changed.add(name)
                 self._ends[name] = [end.to(device) for end in self._ends[name]]
-        self.layers: Layers = {}
-        self.names: list[str] = []
-        for layer, names in inputs.layers.items():
-            moving = [name for name in names if name in self._ends]
-            moving = [name for name in moving if self.parameters[name].requires_grad]
-            if moving:
-                self.layers[layer] = tuple(moving)
-                self.names += moving
+        found = {
+            layer: tuple(name for name in names if name in changed)
+            for layer, names in inputs.layers.items()
+        }
+        self.layers: Layers = {layer: names for layer, names in found.items() if names}
+        self.names = [name for names in self.layers.values() for name in names]
         self.text_changes = any(layer.startswith("text.") for layer in self.layers)
         self.class_moves = 0
-        # a point elsewhere may have set weights that the path does not move
+        # whether weights that fine-tuning did not change may differ from theta_0
         self._is_elsewhere = False
 
     def _keep_ends(self, name: str) -> Tensor:
-        """Store a parameter's theta_0 and, if the parameter is merged, theta_1 to theta_K, in the
-        dtypes of their files. A head that only the fine-tuned checkpoint has never moves.
+        """Store a parameter's theta_0 and, if it is merged, theta_1 to theta_K, in the dtypes of
+        their files. Return theta_0.
+
+        A head that only the fine-tuned checkpoint has is used as theta_0, too.
         """
         inputs = self.inputs
         has_it = name in inputs.zeroshot_keys
         ends = [inputs.theta_0(name) if has_it else inputs.theta_1(name)]
         if inputs.merges(name):
-            for which in range(len(inputs.finetuned)):
-                ends.append(inputs.theta_1(name, which=which))
-        for end, checkpoint in zip(ends, inputs.checkpoints, strict=False):
-            require_finite(end, name, checkpoint.source)
+            for which, checkpoint in enumerate(inputs.finetuned):
+                end = inputs.theta_1(name, which=which)
+                require_finite(end, name, checkpoint.source)
+                ends.append(end)
         # Apple's devices lack float64
         self._ends[name] = [end.float() if end.dtype == torch.float64 else end for end in ends]
         return self._ends[name][0]
-
-    def theta_0(self, name: str) -> Tensor:
-        """Return the zero-shot value of a parameter, float32."""
-        return self._ends[name][0].float()
 
     def delta(self, name: str) -> Tensor:
         """Compute the task vector of a changed parameter, float32: theta_1 - theta_0."""
@@ -128,8 +126,6 @@ class WeightPath:
         self._is_elsewhere = False
         for name in names:
             self._set_parameter(name, self._rounded(name, mix(self._ends[name], weights)))
-            if not all(0 <= weight <= 1 for weight in weights):
-                self._refuse_overflow(name)
 
     @torch.no_grad()
     def set_coefficients(self, coefficient_of: Callable[[str], Tensor]) -> None:
@@ -138,7 +134,6 @@ class WeightPath:
             theta_0, theta_1 = self._ends[name][:2]
             weights = self.parameters[name].data
             torch.lerp(theta_0.float(), theta_1.float(), coefficient_of(name), out=weights)
-            self._count_move(name)
 
     def merged_weights(self, plan: Plan) -> Iterator[tuple[str, Tensor]]:
         """Merge by a plan, in memory. Yield each parameter with the weights that `merge` writes."""
@@ -168,11 +163,10 @@ class WeightPath:
 
     @torch.no_grad()
     def set_checkpoint(self, other: Inputs) -> None:
-        """Set the weights to those of another checkpoint; weights that it lacks are zero-shot."""
+        """Set the weights to those of another checkpoint. Weights that it lacks are zero-shot."""
         self._is_elsewhere = True
-        for name in self.parameters:
-            value = other.theta_1(name) if other.merges(name) else self._ends[name][0]
-            require_finite(value, name, other.finetuned[0].source)
+        for name, (theta_0, *_) in self._ends.items():
+            value = other.theta_1(name) if other.merges(name) else theta_0
             self._set_parameter(name, self._rounded(name, value))
 
     def _rounded(self, name: str, value: Tensor) -> Tensor:
@@ -181,31 +175,14 @@ class WeightPath:
         return value.to(kept if self.dtype == "keep" else getattr(torch, self.dtype))
 
     def _set_parameter(self, name: str, value: Tensor) -> None:
-        """Set a parameter of the model, and count the change."""
+        """Set a parameter of the model, and count changes that class features depend on."""
         weights = self.parameters[name].data
         value = value.to(weights)
-        # on a card a comparison would wait for all that is computed there
+        # on a GPU, a comparison would wait for all earlier computations
         if weights.device.type != "cpu" or not torch.equal(weights, value):
             weights.copy_(value)
-            self._count_move(name)
-
-    def _count_move(self, name: str) -> None:
-        """Count a change of a parameter that class features depend on."""
-        layer = self.inputs.layer_of[name]
-        if layer.startswith("text.") or layer == HEAD:
-            self.class_moves += 1
-
-    def _refuse_overflow(self, name: str) -> None:
-        """Raise an error if weights beyond the ends of the path overflow, or variances are
-        negative.
-        """
-        value = self.parameters[name]
-        if not is_finite(value.detach()):
-            raise CheckpointError(f"tensor {name} overflows here; give `alphas` in [0, 1]")
-        if is_variance(name) and bool((value < 0).any()):
-            raise CheckpointError(
-                f"tensor {name} is a variance and becomes negative here; give `alphas` in [0, 1]"
-            )
+            layer = self.inputs.layer_of[name]
+            self.class_moves += layer.startswith("text.") or layer == HEAD
 
     # Gradients
 
@@ -223,7 +200,7 @@ class WeightPath:
 
 
 def mix(ends: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Compute theta_0 + sum_i weights_i * (theta_i - theta_0), float32, as `merging` rounds it."""
+    """Compute theta_0 + sum_i weights_i * (theta_i - theta_0), float32, rounded as in `merging`."""
     theta_0 = ends[0].float()
     changes = []
     for end, weight in zip(ends[1:], weights, strict=False):
@@ -259,25 +236,23 @@ class Coefficients:
         self._kept: dict[str, int] = {}
         for layer, names in path.layers.items():
             for name in names:
+                whole = path.parameters[name].shape
+                shape = {"entry": whole, "channel": rows_shape(whole)}.get(granularity, ())
                 key = layer if granularity == "layer" else name
-                shape: tuple[int, ...] = ()
-                if granularity == "entry":
-                    shape = path.parameters[name].shape
-                elif granularity == "channel":
-                    shape = rows_shape(path.parameters[name].shape)
                 self._key[name] = key
                 self.values[key] = torch.full(shape, start, device=path.device)
 
     def make_sparse(self, names: Iterable[str], density: float, seed: int) -> None:
         """Let parameters keep only a share of their coefficients; scalars stay dense.
 
-        Scores start equal, so a little noise decides which entries are kept at first.
+        Scores start equal, so a little noise decides which entries are kept at first. The
+        granularity is ``channel`` or ``entry``.
         """
         generator = torch.Generator().manual_seed(seed)
-        for key in dict.fromkeys(self._key[name] for name in names):
-            value = self.values[key]
+        for name in names:
+            value = self.values[name]
             if value.numel() > 1 and density < 1:
-                self._kept[key] = max(1, int(density * value.numel()))
+                self._kept[name] = max(1, int(density * value.numel()))
                 noise = _SPREAD * torch.randn(value.shape, generator=generator)
                 value.add_(noise.to(value.device)).clamp_min_(0)
 
@@ -317,16 +292,13 @@ class Coefficients:
         """In this block, backward passes add the gradients of coefficients to ``value.grad``, and
         leave no gradients of weights: dL/dc = dL/dtheta * (theta_1 - theta_0).
         """
-        handles = []
-        for name in self._key:
-            parameter = self._path.parameters[name]
-            add = partial(self._add_slope, name)
-            handles.append(parameter.register_post_accumulate_grad_hook(add))  # type: ignore[no-untyped-call]
-        try:
+        with ExitStack() as hooks:
+            for name in self._key:
+                parameter = self._path.parameters[name]
+                add = partial(self._add_slope, name)
+                hook = parameter.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
+                hooks.callback(hook.remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @torch.no_grad()
     def _add_slope(self, name: str, parameter: Parameter) -> None:

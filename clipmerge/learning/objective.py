@@ -26,11 +26,11 @@ from clipmerge.types import Tensors
 
 #: A scalar loss of a whole batch, given its logits and the column of each image's own class.
 Loss = Callable[[Batch, Tensor, Tensor], Tensor]
-#: Most prompts that a gradient goes back through: about as much work as the images of a step of
-#: learning. If there are more, templates are drawn, and then classes.
+#: Most prompts in a backward pass: about as much work as the images of a step of learning. If there
+#: are more, templates are drawn, and then classes.
 PROMPTS_A_GRADIENT = 256
-# A small batch has fewer: three for each image, which cost about a quarter as much as the image,
-# and at least as many as for eight images.
+# A small batch has fewer: three for each image, and at least as many as for eight images. Three
+# prompts cost about a quarter as much as an image.
 _PROMPTS_AN_IMAGE, _FEWEST_IMAGES = 3, 8
 # Cost of a pass over images, in forward passes.
 FORWARD, GRADIENT = 1, 3
@@ -70,7 +70,7 @@ class Objective:
     A measure moves `path`, and reads losses and gradients. Several processes share the batches.
 
     Attributes:
-        path: The model between its ends, with `layers`, `parameters`, `theta_0` and `delta`.
+        path: The model between its ends.
         classifier: Scores images against their classes.
         images: All images, the same in every process, on the device.
         context: The processes.
@@ -82,8 +82,7 @@ class Objective:
         wants_gradients: Whether the recipe's method ranks entries by mean gradients.
         state: Saves and restores the state of learning; ``None`` to save nothing.
         progress: Receives the progress and notes for the user.
-        max_images: Largest number of images whose activations are in memory at once; ``None`` for
-            as many as fit.
+        micro_batcher: Bounds the activations in memory.
         batches: This process's batches of `images`.
         batch_sizes: Number of images in every batch of all processes.
         work: Counts the work.
@@ -100,7 +99,6 @@ class Objective:
     wants_gradients: bool = False
     state: LearningState | None = None
     progress: Progress = field(default_factory=Progress)
-    max_images: int | None = None
 
     def __post_init__(self) -> None:
         """Deal the batches out to the processes.
@@ -109,19 +107,16 @@ class Objective:
             ClipmergeError: If fine-tuning changed nothing.
         """
         if not self.path.layers:
-            first, second = self.path.inputs.zeroshot, self.path.inputs.finetuned[0]
+            sources = " and ".join(each.source for each in self.path.inputs.checkpoints)
             raise ClipmergeError(
-                f"{first.source} and {second.source} hold the same weights; there is nothing to"
-                " measure or merge"
+                f"{sources} hold the same weights; there is nothing to measure or merge"
             )
         self.images = self.images.to(self.path.device)
         self.ood = [each._replace(images=each.images.to(self.path.device)) for each in self.ood]
         every = self.images.pieces(self.batch_size)
         self.batch_sizes = tuple(map(len, every))
         self.batches = every[self.context.rank :: self.context.world_size]
-        self.micro_batcher = MicroBatcher(
-            self.max_images, self.progress.warn, lambda: self.classifier.spare_memory()
-        )
+        self.micro_batcher = MicroBatcher(self.progress.warn, self.classifier.spare_memory)
         self.work = Work(self.progress)
 
     def announce(self, *, forward: float = 0, gradient: float = 0) -> None:
@@ -204,7 +199,9 @@ class Objective:
         classifier = self.classifier
         prompts, columns = self.draw(batch)
         classes = classifier.class_features(prompts)
-        images = embed_with_graph(classifier.model.image_features, batch.pixels, at_once)
+        images = embed_with_graph(
+            classifier.model.image_features, torch.split(batch.pixels, at_once)
+        )
         logits = classifier.logits(images, classes)
         if loss_of is None:
             loss = classifier.image_losses(logits, columns).mean()
@@ -225,10 +222,8 @@ class Objective:
 
     def gather_by_batch(self, values: dict[int, Any]) -> list[Any]:
         """Collect one value per batch from every process, in batch order."""
-        items = list(values.items())
-        if self.context.world_size > 1:
-            items = gather_object(items)
-        return [value for _, value in sorted(items, key=lambda item: item[0])]
+        everyone = dict(gather_object(list(values.items())))
+        return [everyone[number] for number in sorted(everyone)]
 
     def mean(self, per_batch: Sequence[float]) -> float:
         """Average one value per batch over images: weight batches by size."""

@@ -61,19 +61,12 @@ class LearningState:
         return self._steps
 
     def _load(self) -> Any:
-        """Load the state that an earlier run saved; ``None`` if it does not fit."""
+        """Load the state that an earlier run saved; ``None`` if the file is damaged."""
         try:
-            found = torch.load(self._file, map_location="cpu", weights_only=True)  # noqa: TID251 - our own, tensors
-            shapes = [
-                [tensor.shape for tensor in each] for each in (found["tensors"], self._tensors)
-            ]
-            # a card of another kind may learn in another precision
-            if shapes[0] != shapes[1] or found["scaler"].keys() != self._scaler.state_dict().keys():
-                raise ValueError("it was saved by other learning")
-        except Exception as error:  # whatever a damaged file makes torch raise
+            return torch.load(self._file, map_location="cpu", weights_only=True)  # noqa: TID251 - our own, tensors
+        except Exception as error:  # a damaged file makes torch raise anything
             self._say(f"the saved state of learning cannot be used ({error}); starting over")
             return None
-        return found
 
     def save(self, steps: int) -> None:
         """Set the number of finished steps, and write the state if the last write is old."""
@@ -88,11 +81,10 @@ class LearningState:
         self._adam, self._scaler, self._tensors = None, None, []
 
     def _write(self) -> None:
-        """Write the state to the file, if the last step is whole."""
+        """Write the state to the file, if the last step is complete."""
         if not self._context.is_main_process or not self._steps:
             return
-        # an optimizer that counts another number was interrupted in its step, with half of it done
-        if self._adam.steps_taken != self._steps:
+        if self._adam.steps_taken != self._steps:  # interrupted in the middle of a step
             return
         scale = self._scaler.state_dict()
         state = {"steps": self._steps, "scaler": scale, "tensors": self._tensors}

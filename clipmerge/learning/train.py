@@ -52,14 +52,14 @@ class LearningOptions:
     """Options of learning coefficients, and of the choice among the results.
 
     Attributes:
-        granularity: What has a coefficient of its own.
+        granularity: The parts of a model that have one coefficient each.
         distill_weight: Weight of the distillation loss: more keeps more robustness; 0 minimises the
             loss on the calibration images alone.
         steps: Number of steps.
         batch_size: Maximum number of images per step.
         num_strong: Maximum number of strongly augmented images per step, for the distillation loss.
-        small_factor: Factor of both numbers for images of at most 64 pixels a side; their models
-            are small, so that more work costs little.
+        small_factor: Factor of both numbers for images of at most 64 pixels a side. Their models
+            are small, so more work costs little.
         ood_weight: Weight of the cross-entropy on labelled images of shifts or other tasks.
         ood_batch_size: Maximum number of these per step, all of one source; sources take turns.
         lr: Adam's step size in coefficients; it falls to zero along a half cosine.
@@ -96,10 +96,14 @@ class LearningOptions:
     precision: Precision = "auto"
 
     def for_images(self, pixels: Tensor) -> LearningOptions:
-        """Apply ``small_factor`` if images, (images, 3, height, width), are small."""
-        factor = self.small_factor if max(pixels.shape[-2:]) <= _SMALL else 1
-        numbers = {name: factor * getattr(self, name) for name in ("batch_size", "num_strong")}
-        return replace(self, **numbers, small_factor=1)
+        """Multiply by ``small_factor`` if images, (images, 3, height, width), are small."""
+        if max(pixels.shape[-2:]) > _SMALL:
+            return self
+        return replace(
+            self,
+            batch_size=self.small_factor * self.batch_size,
+            num_strong=self.small_factor * self.num_strong,
+        )
 
 
 class Examples(NamedTuple):
@@ -147,8 +151,8 @@ def train(
 ) -> list[list[float]]:
     """Learn coefficients, in place, from the objective's images and, in turn, those of its shifts.
 
-    Each of several processes takes every step, because sums of parts would be rounded otherwise. At
-    the end all get the coefficients of the first.
+    Every process takes every step, because a sum of parts rounds differently. At the end, all
+    processes get the coefficients of the first one.
 
     Args:
         objective: Its path is left near the learned coefficients.
@@ -189,13 +193,13 @@ def train(
                 while adam.steps_taken == number:  # again if gradients in float16 overflow
                     trace[number] = backward(objective, lesson, of_teachers, options, scaler, adam)
                     if scaler.is_enabled() or number % _TAUGHT_TOGETHER == 0:  # a card waits for it
-                        _require_finite(trace, number, scaler)
+                        _require_finite(trace, scaler)
                     scaler.step(adam)
                     scaler.update()
                 if state:
                     state.save(number + 1)
                 objective.work.count(work)
-    _require_finite(trace, options.steps - 1, scaler)
+    _require_finite(trace, scaler)
     adam.zero_grad()  # gradients and moments are as large as the model, and not needed again
     if state:
         state.release()
@@ -219,9 +223,7 @@ def draw_order(images: int, steps: int, size: int, seed: int) -> Tensor:
 def make_lesson(
     objective: Objective, orders: Sequence[Tensor], number: int, options: LearningOptions
 ) -> Lesson:
-    """Draw and augment the images of a step. Its number gives the seed and the shift that takes its
-    turn.
-    """
+    """Draw and augment the images of a step. Its number determines the seed and the shift."""
     seed = objective.seed * 1_000_003 + 2 * number
 
     def take_examples(source: Labelled, order: Tensor) -> Examples:
@@ -282,7 +284,7 @@ def backward(
     def attempt(at_once: int) -> Tensor:
         adam.zero_grad()  # of an attempt with more images at once
         with in_precision(objective.path.device, options.precision):
-            features = embed_with_graph(run, pixels, at_once)
+            features = embed_with_graph(run, torch.split(pixels, at_once))
         seen, of_shift = features.float().tensor_split([weak + len(strong)])
         logits = target.logits(seen, options.precision)
         entropy = target.classifier.image_losses(logits[:weak], target.columns).mean()
@@ -301,23 +303,20 @@ def backward(
     return objective.micro_batcher.run(len(pixels), attempt)
 
 
-def _require_finite(trace: Tensor, number: int, scaler: torch.amp.GradScaler) -> None:
+def _require_finite(trace: Tensor, scaler: torch.amp.GradScaler) -> None:
     """Raise an error if a loss is not finite, or if gradients overflow at any scale."""
-    broken = (~trace.isfinite().all(1)).nonzero().flatten().tolist()
-    if scaler.get_scale() < 1:
-        broken.append(number)
-    if broken:
+    if scaler.get_scale() < 1 or not bool(trace.isfinite().all()):
         raise ClipmergeError(
-            f"the loss of calibration batch {broken[0]} is not finite; check the checkpoints, or"
-            " compute with measure.precision=float32"
+            "a loss of learning is not finite; check the checkpoints, or compute with"
+            " measure.precision=float32"
         )
 
 
 class BoxAdam(torch.optim.Optimizer):
     """Adam with values from 0 to a maximum, and one second moment for each parameter.
 
-    If every coefficient had a second moment of its own, one whose gradient is mostly noise would
-    move as far as those that matter. With a shared moment it takes small steps.
+    With a second moment of its own, a coefficient whose gradient is mostly noise would move as far
+    as one that matters. With a shared moment, it takes small steps.
 
     Attributes:
         fall: Factor of the step sizes, set before every step.
@@ -328,9 +327,10 @@ class BoxAdam(torch.optim.Optimizer):
         self, values: Mapping[str, Tensor], lr: float, max_value: float, units: Mapping[str, float]
     ) -> None:
         """Start with zero moments; ``units`` are factors of the step size by name, 1 by default."""
-        rates = [lr * units.get(name, 1.0) for name in values]
-        groups = zip(values.values(), rates, strict=True)
-        super().__init__([{"params": [value], "lr": rate} for value, rate in groups], {})
+        groups = [
+            {"params": [value], "lr": lr * units.get(name, 1.0)} for name, value in values.items()
+        ]
+        super().__init__(groups, {})
         self.fall = 1.0
         self.steps_taken = 0
         self._max_value = max_value
@@ -340,7 +340,8 @@ class BoxAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take a step, and clamp the values."""
-        self.steps_taken += 1  # before any change: a state that counts one step less is whole
+        # counted before any change: if both counts are equal, a saved state has no half step
+        self.steps_taken += 1
         for group in self.param_groups:
             (value,) = group["params"]
             if value.grad is None:

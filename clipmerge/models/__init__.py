@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -27,8 +27,7 @@ _FEW_CHANNELS = 16
 # Names of modules that look up tokens in text towers.
 _WORDS = ("token_embedding", "word_embeddings")
 _COPY_PROCESSOR = "copy the base model's processor and tokenizer files into it"
-# Settings of a configuration that say how weights are stored, and kernels, whose code transformers
-# would fetch and run.
+# Settings of weight formats and of kernels. transformers would fetch and run the code of a kernel.
 _LEFT_OUT = re.compile(
     r"_implementation|^(torch_)?dtype$|^quantization_config$|^compression_config$"
 )
@@ -42,11 +41,11 @@ class ImageTextModel(ABC):
         parameters: Parameters by canonical name, including the statistics of batch norms.
         folder: The folder of the processor and the tokenizer.
         layout: Memory format of images.
-        has_head: Whether it is an image tower with a head, which reads no prompts.
+        head: The head of an image tower that classifies without prompts; ``None`` for two towers.
         row_names: Class names of a head's rows, if they are known.
     """
 
-    has_head: ClassVar[bool] = False
+    head: torch.nn.Linear | None = None
     row_names: Names = ()
 
     def __init__(self, family: Family, folder: Path, module: Any) -> None:
@@ -87,20 +86,16 @@ class ImageTextModel(ABC):
         """
         with explain_errors(f"{self.folder}: its prompts cannot be prepared", _COPY_PROCESSOR):
             tokens = self.tokenize(prompts)
-        self._require_embeddings(int(tokens["input_ids"].max()))
-        return tokens
-
-    def _require_embeddings(self, token: int) -> None:
-        """Raise an error for a token that the text tower does not know: on a GPU it ends the
-        process.
-        """
+        token = int(tokens["input_ids"].max())
         for name, table in self.module.named_modules():
             is_table = name.endswith(_WORDS) and isinstance(table, torch.nn.Embedding)
+            # on a GPU, an unknown token would end the process
             if is_table and token >= table.num_embeddings:
                 raise CheckpointError(
                     f"{self.folder}: its tokenizer has token {token}, but its text tower knows"
                     f" {table.num_embeddings}; copy the base model's tokenizer files into it"
                 )
+        return tokens
 
     @abstractmethod
     def prepare(self, images: list[Image]) -> Tensor:
@@ -117,12 +112,6 @@ class ImageTextModel(ABC):
     def text_features(self, tokens: Tensors) -> Tensor:
         """Embed prompts: (prompts, width), unit length."""
         raise NotImplementedError  # a tower with a head has no prompts to embed
-
-    def classifier(self, source: str, names: Names, rows: Sequence[Sequence[int]]) -> Any:
-        """Match a model's head with the classes of a source, as a `Classifier` of
-        `clipmerge.models.classifier`; ``None`` for a model without a head.
-        """
-        return None
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """Score images, (batch, width), against classes, (classes, width), both of unit length:
@@ -150,31 +139,33 @@ def model_for(
 def image_layout(model: torch.nn.Module) -> torch.memory_format:
     """Choose the memory format of images: convolutions are faster with the channels last."""
     convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
-    if len(convolutions) < 2:  # a transformer has one, for patches
-        return torch.contiguous_format
-    if any(map(_corrupts_memory, convolutions)):
+    # the backward pass of such a layer, as in MobileCLIP's S models, writes outside its memory
+    corrupts_memory = any(
+        tuple(each.kernel_size) == (1, 1)
+        and max(each.stride) > 1
+        and each.in_channels < _FEW_CHANNELS
+        for each in convolutions
+    )
+    # a transformer has one convolution, for patches
+    if len(convolutions) < 2 or corrupts_memory:
         return torch.contiguous_format
     return torch.channels_last
-
-
-def _corrupts_memory(convolution: torch.nn.Conv2d) -> bool:
-    """Whether the backward pass of a layer crashes with channels last, because it writes outside
-    its memory. MobileCLIP's S models have such a layer.
-    """
-    is_pointwise = tuple(convolution.kernel_size) == (1, 1)
-    return is_pointwise and max(convolution.stride) > 1 and convolution.in_channels < _FEW_CHANNELS
 
 
 class FrozenBatchNorm(torch.nn.Module):
     """A batch norm in eval mode that has gradients for its running statistics, too."""
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, norm: torch.nn.BatchNorm2d) -> None:
         super().__init__()
         self.eps = norm.eps
-        self.weight = torch.nn.Parameter(norm.weight.detach().clone())
-        self.bias = torch.nn.Parameter(norm.bias.detach().clone())
-        self.running_mean = torch.nn.Parameter(cast("Tensor", norm.running_mean).detach().clone())
-        self.running_var = torch.nn.Parameter(cast("Tensor", norm.running_var).detach().clone())
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            value = getattr(norm, name).detach().clone()
+            self.register_parameter(name, torch.nn.Parameter(value))
         # timm's batch norms include the activation
         self.act: torch.nn.Module = getattr(norm, "act", torch.nn.Identity())
 

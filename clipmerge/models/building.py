@@ -31,9 +31,9 @@ def build_two_towers(inputs: Inputs) -> ImageTextModel:
     if inputs.output is OutputKind.MODEL:
         candidates = [*inputs.finetuned, inputs.zeroshot]
         config = candidates[0].config or config  # the one that is written
-    with_processor = [each for each in candidates if _has_processor(each.folder, inputs.family)]
-    chosen = (with_processor or candidates)[0]
-    return model_for(inputs.family, config, chosen.folder)
+    folders = [each.folder for each in candidates]
+    with_processor = (folder for folder in folders if _has_processor(folder, inputs.family))
+    return model_for(inputs.family, config, next(with_processor, folders[0]))
 
 
 def _build_headed(inputs: Inputs) -> ImageTextModel:
@@ -44,25 +44,24 @@ def _build_headed(inputs: Inputs) -> ImageTextModel:
         transformers_classifier,
     )
 
-    # a single checkpoint is the zero-shot one
-    finetuned, *_ = (*inputs.finetuned, inputs.zeroshot)
-    keys, *_ = (*inputs.finetuned_keys, inputs.zeroshot_keys)
-    head = [name for name in keys if inputs.layer_of.get(name) == HEAD]
+    head = [name for name, layer in inputs.layer_of.items() if layer == HEAD]
     weight = next(name for name in head if name.endswith("weight"))
-    rows, has_bias = finetuned.entries[keys[weight]].shape[0], len(head) > 1
+    # a single checkpoint is the zero-shot one
+    candidates = [*inputs.finetuned, inputs.zeroshot]
     # WiSE-FT's files have no configuration: the zero-shot model has the same tower
-    described = finetuned if finetuned.config is not None else inputs.zeroshot
-    if described.config is None:
-        raise _missing_config_error(finetuned, inputs.family)
-    build = {"OpenCLIP": open_clip_classifier, "timm": timm_classifier}.get(
-        inputs.family.name, transformers_classifier
+    described = next((each for each in candidates if each.config is not None), None)
+    if described is None or described.config is None:
+        raise _missing_config_error(candidates[0], inputs.family)
+    builders = {"OpenCLIP": open_clip_classifier, "timm": timm_classifier}
+    build_with_head = partial(
+        builders.get(inputs.family.name, transformers_classifier),
+        rows=inputs.entries(weight)[-1].shape[0],
+        has_bias=len(head) > 1,
     )
-    folder = described.folder
-    if build is transformers_classifier:  # training often saves no image processor
-        base = inputs.zeroshot.folder
-        if not _holds_one_of(folder, PROCESSORS) and _holds_one_of(base, PROCESSORS):
-            folder = base
-    build_with_head = partial(build, rows=rows, has_bias=has_bias)
+    # training often saves no image processor
+    folders = (described.folder, inputs.zeroshot.folder)
+    with_processor = (folder for folder in folders if _holds_one_of(folder, PROCESSORS))
+    folder = next(with_processor, described.folder)
     return model_for(inputs.family, described.config, folder, build_with_head)
 
 

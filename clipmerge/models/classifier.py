@@ -1,12 +1,12 @@
 """Turn image features into logits, by class prompts, by captions or by a head.
 
-Other modules use a `Classifier` without knowing which of the three it is.
+Other modules use a `Classifier`, whichever of the three it is.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from clipmerge.errors import DataError
-from clipmerge.images.classes import class_prompts
+from clipmerge.images.classes import class_prompts, positions_among
 from clipmerge.images.image_set import LabelledImages
 from clipmerge.models import ImageTextModel
-from clipmerge.models.passes import recomputed
+from clipmerge.models.passes import embed_with_graph
 from clipmerge.types import Names, Tensors
 
 # Most prompts, and most tokens, whose activations are in memory at once. The second limit is for a
@@ -37,17 +37,15 @@ class Classifier(ABC):
         model: The model.
         classes: Number of classes.
         templates: Number of prompts of each class.
-        moves: Whether class features depend on weights that move; if not, they are computed once.
         compares_images: Whether an image's loss depends on the other images of its batch.
     """
 
     compares_images: ClassVar[bool] = False
 
-    def __init__(self, model: ImageTextModel, classes: int, *, moves: bool) -> None:
+    def __init__(self, model: ImageTextModel, classes: int, templates: int = 1) -> None:
         self.model = model
         self.classes = classes
-        self.templates = 1
-        self.moves = moves
+        self.templates = templates
 
     @abstractmethod
     def class_features(self, prompts: Tensor | None = None) -> Tensor:
@@ -75,6 +73,7 @@ class Prompts(Classifier):
     """Scores by class prompts, whose features are averaged over templates.
 
     Attributes:
+        moves: Whether the weights of the text tower move. If not, prompts are embedded once.
         tokens: Tokens of all prompts, class by class, on the device; see `ImageTextModel.tokens`.
         at_once: Largest number of prompts whose activations are in memory at once.
     """
@@ -89,10 +88,16 @@ class Prompts(Classifier):
         moves: bool = True,
     ) -> None:
         """Tokenise the prompts; that of class c and template t is at ``c * templates + t``."""
-        super().__init__(model, len(texts) // templates, moves=moves)
-        self.templates = templates
+        super().__init__(model, len(texts) // templates, templates)
+        self.moves = moves
         tokens = model.tokens(list(texts))
-        _refuse_one_prompt(tokens, self.templates)
+        by_class = tokens["input_ids"].view(self.classes, -1)
+        if self.classes > 1 and bool((by_class == by_class[0]).all()):
+            raise DataError(
+                "the prompts of all classes, or all captions, are the same to the model, which cuts"
+                " off the end of a long text and may not know capitals; give a shorter `template`,"
+                " other names with `classes`, or shorter captions"
+            )
         self.tokens = {key: value.to(device) for key, value in tokens.items()}
         self.at_once = _PROMPTS_AT_ONCE
         if device.type == "cpu":
@@ -103,13 +108,13 @@ class Prompts(Classifier):
         """Embed classes, (classes, width), of unit length; the features of a class's prompts are
         averaged.
         """
-        features = self._embed(self._tokens_of(prompts)) if self.moves else self._fixed_features()
-        if prompts is None:
-            by_class = features.view(self.classes, self.templates, -1)
-        elif self.moves:
-            by_class = features.view(*prompts.shape, -1)
+        chosen = slice(None) if prompts is None else prompts.flatten()
+        if self.moves:
+            features = self._embed({key: value[chosen] for key, value in self.tokens.items()})
         else:
-            by_class = features[prompts]
+            features = self._fixed_features()[chosen]
+        classes = self.classes if prompts is None else len(prompts)
+        by_class = features.view(classes, -1, features.shape[-1])
         return normalize(by_class.mean(dim=1), dim=-1)
 
     def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
@@ -139,23 +144,18 @@ class Prompts(Classifier):
         length = self.tokens["input_ids"].shape[1]
         self.at_once = max(1, min(_PROMPTS_AT_ONCE, _TOKENS_AT_ONCE // length))
 
-    def pieces(self) -> Iterator[Tensors]:
-        """Split the tokens of all prompts into pieces that fit into memory."""
-        yield from _split_tokens(self.tokens, self.at_once)
-
-    def _tokens_of(self, prompts: Tensor | None) -> Tensors:
-        """Select the tokens of some prompts, or take all."""
-        if prompts is None:
-            return self.tokens
-        return {key: value[prompts.flatten()] for key, value in self.tokens.items()}
+    def pieces(self, tokens: Tensors | None = None) -> list[Tensors]:
+        """Split the tokens of prompts, by default of all, into pieces that fit into memory."""
+        tokens = tokens or self.tokens
+        starts = range(0, len(tokens["input_ids"]), self.at_once)
+        return [
+            {key: value[start : start + self.at_once] for key, value in tokens.items()}
+            for start in starts
+        ]
 
     def _embed(self, tokens: Tensors) -> Tensor:
-        """Embed prompts piece by piece, so that the graph holds the activations of one piece."""
-        run = self.model.text_features
-        if len(tokens["input_ids"]) <= self.at_once:
-            return run(tokens).float()
-        pieces = _split_tokens(tokens, self.at_once)
-        return torch.cat([recomputed(run, piece).float() for piece in pieces])
+        """Embed prompts: (prompts, width), float32."""
+        return embed_with_graph(self.model.text_features, self.pieces(tokens)).float()
 
     def _fixed_features(self) -> Tensor:
         """Features of all prompts, in float32, by a text tower that does not move."""
@@ -187,6 +187,52 @@ class Captions(Prompts):
         return (sigmoid_losses if is_sigmoid else softmax_losses)(logits, labels)
 
 
+class Head(Classifier):
+    """Scores by a classification head. A class may have several of its rows; their largest logit
+    counts.
+    """
+
+    def __init__(
+        self,
+        model: ImageTextModel,
+        head: torch.nn.Linear,
+        source: str,
+        names: Names,
+        rows: Sequence[Sequence[int]] = (),
+    ) -> None:
+        """Match the head's rows with the classes of a source.
+
+        If ``rows`` has the numbers of each class's rows, it decides. Otherwise they are matched by
+        name, if rows and classes have the same names, or by their order.
+        """
+        super().__init__(model, len(names))
+        by_name = positions_among(names, model.row_names) or range(head.out_features)
+        chosen = rows or [(row,) for row in by_name]
+        if len(chosen) != len(names) or max(map(max, chosen)) >= head.out_features:
+            raise DataError(
+                f"{source}: has {len(names)} classes, and the model's head {head.out_features};"
+                " their correspondence is known for ImageNet and its shifts, given by their short"
+                " names"
+            )
+        most = max(map(len, chosen))  # a class with fewer rows repeats its first
+        padded = [[*each, *[each[0]] * (most - len(each))] for each in chosen]
+        self._head = head
+        self._rows = torch.tensor(padded)
+
+    def class_features(self, prompts: Tensor | None = None) -> Tensor:
+        """Return the weights and the bias of each row, (rows, width + 1)."""
+        weight, bias = self._head.weight, self._head.bias
+        if bias is None:
+            bias = torch.zeros_like(weight[:, 0])
+        return torch.cat([weight, bias[:, None]], dim=1)
+
+    def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Score images against classes: (images, classes)."""
+        logits = image_features @ class_features[:, :-1].T + class_features[:, -1]
+        self._rows = self._rows.to(logits.device)  # copied once
+        return logits[:, self._rows].amax(dim=2)
+
+
 def classifier_for(
     model: ImageTextModel,
     images: LabelledImages,
@@ -202,9 +248,8 @@ def classifier_for(
     is a caption.
     """
     names = images.class_names
-    head: Classifier | None = model.classifier(images.source, names, images.imagenet_rows)
-    if head is not None:
-        return head
+    if model.head is not None:
+        return Head(model, model.head, images.source, names, images.imagenet_rows)
     texts = class_prompts(names, templates)
     return kind(model, texts, len(templates), device, moves=moves)
 
@@ -247,21 +292,3 @@ def sigmoid_losses(logits: Tensor, labels: Tensor) -> Tensor:
     signs = torch.full_like(logits, -1.0)
     signs.scatter_(1, labels[:, None], 1.0)
     return -logsigmoid(signs * logits).sum(1)
-
-
-def _split_tokens(tokens: Tensors, size: int) -> Iterator[Tensors]:
-    """Split tokens into pieces of at most ``size`` prompts."""
-    for start in range(0, len(tokens["input_ids"]), size):
-        yield {key: value[start : start + size] for key, value in tokens.items()}
-
-
-def _refuse_one_prompt(tokens: Tensors, templates: int) -> None:
-    """Raise an error if classes have prompts of the same tokens: no model can distinguish them."""
-    length = tokens["input_ids"].shape[1]
-    by_class = tokens["input_ids"].view(-1, templates * length)
-    if len(by_class) > 1 and bool((by_class == by_class[0]).all()):
-        raise DataError(
-            "the prompts of all classes, or all captions, are the same to the model, which cuts off"
-            " the end of a long text and may not know capitals; give a shorter `template`, other"
-            " names with `classes`, or shorter captions"
-        )

@@ -96,21 +96,18 @@ def inference_transform(
 def _load_tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:
     """Load the tokenizer that ``open_clip.get_tokenizer`` loads, from the folder's own files."""
     text = model_cfg.get("text_cfg") or {}
+    name = text.get("hf_tokenizer_name")
     length = text.get("context_length", 77)
     options = text.get("tokenizer_kwargs") or {}
-    advice = (
-        f"copy the files of {text.get('hf_tokenizer_name') or 'CLIP'}'s tokenizer beside the"
-        " weights"
-    )
+    advice = f"copy the files of {name or 'CLIP'}'s tokenizer beside the weights"
     with explain_errors(f"{folder}: its tokenizer cannot be loaded", advice):
-        if not text.get("hf_tokenizer_name"):
+        if not name:
             return library.SimpleTokenizer(context_length=length, **options)
-        mode = text.get("tokenizer_mode")
-        # a configuration that allows code gives the option twice, which is an error
         return library.tokenizer.HFTokenizer(
             str(folder),
             context_length=length,
-            tokenizer_mode=mode,
+            tokenizer_mode=text.get("tokenizer_mode"),
+            # options that allow code give this argument twice, which is an error
             trust_remote_code=False,
             **options,
         )

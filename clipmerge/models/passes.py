@@ -5,8 +5,8 @@ than memory holds.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, TypeVar
 
 import torch
@@ -26,15 +26,13 @@ _SHARE = 0.25
 
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies matrices in bfloat16 faster than in float32."""
-    if device.type != "cpu":  # CUDA's, ROCm's and Intel's say so; Apple's does not
-        supports = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
-        # with emulation, older cards would say that they support it, by way of float32
-        return bool(supports is not None and supports(including_emulation=False))
-    asked = (
-        getattr(torch.cpu, name, None)
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    return any(bool(supports()) for supports in asked if supports is not None)
+    if device.type == "cpu":
+        features = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, feature, bool)() for feature in features)
+    # CUDA, ROCm and Intel have this function; Apple does not
+    supports = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
+    # older cards emulate bfloat16 in float32
+    return supports is not None and bool(supports(including_emulation=False))
 
 
 def dtype_of(device: torch.device, precision: Precision) -> torch.dtype:
@@ -48,16 +46,13 @@ def dtype_of(device: torch.device, precision: Precision) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
-@contextmanager
-def in_precision(device: torch.device, precision: Precision) -> Iterator[None]:
+def in_precision(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
     """Compute forward passes in this precision; weights and their gradients stay float32."""
     dtype = dtype_of(device, precision)
     if dtype == torch.float32:
-        yield
-        return
-    # no cache of casts, because weights move between passes
-    with torch.autocast(device.type, dtype, cache_enabled=False):
-        yield
+        return nullcontext()
+    # without a cache of casts, because weights move between passes
+    return torch.autocast(device.type, dtype, cache_enabled=False)
 
 
 @contextmanager
@@ -72,19 +67,15 @@ def torch_defaults() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-def embed_with_graph(embed: Callable[[Tensor], Tensor], inputs: Tensor, at_once: int) -> Tensor:
-    """Embed inputs, and keep activations of at most ``at_once`` of them in memory; if there are
-    more inputs, the backward pass computes activations again.
+def embed_with_graph(embed: Callable[[T], Tensor], pieces: Sequence[T]) -> Tensor:
+    """Embed images or prompts, piece by piece, and join the features: (all inputs, width).
+
+    If there are several pieces, the graph keeps no activations, and the backward pass computes
+    those of one piece at a time again.
     """
-    if len(inputs) <= at_once:
-        return embed(inputs)
-    return torch.cat([recomputed(embed, piece) for piece in torch.split(inputs, at_once)])
-
-
-def recomputed(function: Callable[[T], Tensor], inputs: T) -> Tensor:
-    """Call a function, and let the backward pass compute its activations again."""
-    output: Tensor = checkpoint(function, inputs, use_reentrant=False)
-    return output
+    if len(pieces) == 1:
+        return embed(pieces[0])
+    return torch.cat([checkpoint(embed, piece, use_reentrant=False) for piece in pieces])
 
 
 def finite_scores(scores: Tensor, images: str) -> Tensor:
@@ -93,24 +84,25 @@ def finite_scores(scores: Tensor, images: str) -> Tensor:
         return scores
     raise ClipmergeError(
         f"{images}: the model's scores are NaN or infinite, so they name no class; check the"
-        " checkpoints and these images"
+        " checkpoints, these images, and any alpha outside [0, 1]"
     )
 
 
 class MicroBatcher:
     """Runs images through a model in micro-batches, and halves these whenever memory runs out.
 
-    At each halving, ``tell`` gets a note, and ``spare`` is called to save memory elsewhere.
+    At each halving, ``say`` gets a note, and ``spare`` is called to save memory elsewhere.
+
+    Attributes:
+        max_images: Most images in a micro-batch; ``None`` for all that are given.
     """
 
     def __init__(
-        self,
-        max_images: int | None,
-        tell: Callable[[str], None],
-        spare: Callable[[], None] = lambda: None,
+        self, say: Callable[[str], None], spare: Callable[[], None] = lambda: None
     ) -> None:
-        self.max_images = max_images  # in a micro-batch; ``None`` for all that are given
-        self._tell, self._spare = tell, spare
+        self.max_images: int | None = None
+        self._say = say
+        self._spare = spare
 
     def run(self, images: int, work: Callable[[int], T]) -> T:
         """Call ``work`` with the number of images whose activations it may keep; whenever memory
@@ -129,7 +121,7 @@ class MicroBatcher:
             clear_device_cache(garbage_collection=True)
             self.max_images = count // 2
             self._spare()
-            self._tell(
+            self._say(
                 f"memory does not suffice for {count} images at once: going on with"
                 f" {self.max_images}"
             )
@@ -148,8 +140,7 @@ def affordable_images(
     """Estimate from one image, (1, 3, height, width), the number of images whose activations fit
     into a CPU's memory; ``None`` for a GPU, which reports when its memory runs out.
     """
-    pages = getattr(os, "sysconf", None)
-    if image.device.type != "cpu" or pages is None:
+    if image.device.type != "cpu" or not hasattr(os, "sysconf"):
         return None
     weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     sizes: dict[int, int] = {}
@@ -162,7 +153,7 @@ def affordable_images(
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         graph = embed(image)  # kept until the end, so that no memory is reused and counted twice
-    room = _SHARE * pages("SC_PAGE_SIZE") * pages("SC_PHYS_PAGES")
+    room = _SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     count = max(1, int(room / max(1, sum(sizes.values()))))
     del graph
     return count

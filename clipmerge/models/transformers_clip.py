@@ -93,23 +93,24 @@ build = TransformersClip
 
 
 def _pack_patches(processed: Mapping[str, Any]) -> Tensor:
-    """Join patches, their mask and the image's height and width in patches: (batch, patches,
-    entries + 3), float32.
+    """Join patches and the image's height and width in patches: (batch, patches, entries + 2),
+    float32.
     """
     patches = torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
-    mask = torch.as_tensor(processed["pixel_attention_mask"], dtype=torch.float32)
     shapes = torch.as_tensor(processed["spatial_shapes"], dtype=torch.float32)
     shapes = shapes[:, None].expand(-1, patches.shape[1], -1)  # the same for every patch
-    return torch.cat([patches, mask[..., None], shapes], dim=-1)
+    return torch.cat([patches, shapes], dim=-1)
 
 
 def _unpack_patches(pixels: Tensor) -> dict[str, Tensor]:
     """Undo `_pack_patches`: make the arguments of the vision tower."""
-    patches, mask, shapes = torch.split(pixels, [pixels.shape[-1] - 3, 1, 2], dim=-1)
+    patches, shapes = torch.split(pixels, [pixels.shape[-1] - 2, 2], dim=-1)
+    shapes = shapes[:, 0].round().long()
+    positions = torch.arange(pixels.shape[1], device=pixels.device)
     return {
         "pixel_values": patches,
-        "pixel_attention_mask": mask[..., 0].round().int(),
-        "spatial_shapes": shapes[:, 0].round().long(),
+        "pixel_attention_mask": (positions < shapes.prod(1, keepdim=True)).int(),  # padding follows
+        "spatial_shapes": shapes,
     }
 
 

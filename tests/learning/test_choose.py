@@ -89,7 +89,8 @@ def test_images_are_recognised_as_the_reference_recognises_them(ends: Ends) -> N
     assert objective.val is not None
     seen = weighted_accuracies(objective, objective.val, OPTIONS)
     reference = Reference(ends).at(0.7)
-    right = right_answers(reference, val)
+    output = reference.model(pixel_values=val.pixels.double(), **reference.tokens)
+    right = (output.logits_per_image.argmax(1) == labels).double()
     means = [right[labels == label].mean() for label in labels.unique()]
     assert float(seen.mean()) == pytest.approx(float(sum(means)) / len(means))
     assert ((seen > 0) == (right > 0)).all()
@@ -109,7 +110,7 @@ def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float) -> None:
     assert (choice.backoff == 0) == (max_loss == 100)
     for name, value in coefficients.by_parameter().items():
         assert torch.allclose(value, learned.effective(name, choice.backoff), atol=1e-6)
-        change = objective.path.parameters[name] - objective.path.theta_0(name)
+        change = objective.path.parameters[name] - objective.path.inputs.theta_0(name)
         assert torch.allclose(change, value * objective.path.delta(name), atol=1e-6)
     seen = weighted_accuracies(objective, objective.val, OPTIONS)
     assert (choice.images, choice.accuracy) == (len(seen), pytest.approx(float(seen.mean())))
@@ -128,11 +129,6 @@ def test_the_standard_error_is_no_margin_if_a_shift_teaches(
         objective.ood = [Labelled(objective.images, objective.classifier)]
     learn(objective, Coefficients(objective.path, "layer"), replace(OPTIONS, steps=1))
     assert asked.call_args.args[1:] == (100, 0.0 if teaches else 1.0)
-
-
-def right_answers(reference: Reference, images: Batch) -> torch.Tensor:
-    output = reference.model(pixel_values=images.pixels.double(), **reference.tokens)
-    return (output.logits_per_image.argmax(1) == images.labels).double()
 
 
 @pytest.mark.parametrize(("side", "images"), [(64, 40), (65, 10)])

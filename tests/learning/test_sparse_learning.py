@@ -25,7 +25,7 @@ def test_dropped_entries_are_the_zero_shot_models_and_their_scores_move(ends: En
     placed = coefficients.by_parameter()
     dropped = placed[name] == 0
     assert int(dropped.sum()) == dropped.numel() - dropped.numel() // 2
-    assert torch.equal(path.parameters[name][dropped], path.theta_0(name)[dropped])
+    assert torch.equal(path.parameters[name][dropped], path.inputs.theta_0(name)[dropped])
     assert float(placed["logit_scale"]) == 0.5  # a scalar stays
     next(objective.gradients())
     gradient = path.gradient(name).clone()

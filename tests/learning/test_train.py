@@ -42,30 +42,18 @@ def one_step(
     return coefficients.values, objective.images.take(order[0]), losses
 
 
+def doubled(coefficients: Coefficients) -> dict[str, Tensor]:
+    values = coefficients.values.items()
+    return {key: value.double().requires_grad_() for key, value in values}
+
+
 class SlowLearner:
     """The goal as a function of coefficients, by functional calls of ``CLIPModel`` in float64."""
 
-    def __init__(self, ends: Ends, objective: Objective, granularity: str) -> None:
+    def __init__(self, ends: Ends, objective: Objective) -> None:
         self.reference = Reference(ends)
         layers = objective.path.layers.items()
         self.layer_of = {name: layer for layer, names in layers for name in names}
-        self.granularity = granularity
-
-    def key(self, name: str) -> str:
-        return self.layer_of[name] if self.granularity == "layer" else name
-
-    def start(self, value: float) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for name in self.layer_of:
-            shape = self.reference.ends[name][0].shape
-            if self.granularity in ("layer", "parameter"):
-                shape = torch.Size([])
-            elif self.granularity == "channel" and len(shape) > 1:
-                shape = torch.Size([shape[0]] + [1] * (len(shape) - 1))
-            found[self.key(name)] = torch.full(
-                shape, value, dtype=torch.float64, requires_grad=True
-            )
-        return found
 
     def answer(self, weights: dict[str, Tensor], pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The embeddings and the probabilities of images."""
@@ -91,8 +79,10 @@ class SlowLearner:
         return (divergence / 2 + 2 * (1 - cosine)).mean()
 
     def weights(self, coefficients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Coefficients are named by parameter or by layer."""
         return {
-            name: zero + coefficients[self.key(name)] * (fine - zero)
+            name: zero
+            + coefficients[name if name in coefficients else self.layer_of[name]] * (fine - zero)
             for name, (zero, fine) in self.reference.ends.items()
         }
 
@@ -117,9 +107,11 @@ def test_steps_are_adams_with_a_falling_rate_and_one_second_moment_per_parameter
     objective.ood = [Labelled(shift, objective.classifier) for shift in shifts]
     of_shifts = [draw_order(size, 5, 4, 0) for size in sizes_of_shifts]
     coefficients = Coefficients(objective.path, granularity, 0.9)
+    sizes = {"layer": 1, "parameter": 1, "channel": 16, "entry": 256}
+    assert list(coefficients.values.values())[-2].numel() == sizes[granularity]
+    values = doubled(coefficients)
     train(objective, coefficients, replace(STILL, lr=0.2, ood_weight=0.5, ood_batch_size=4))
-    slow = SlowLearner(ends, objective, granularity)
-    values = slow.start(0.9)
+    slow = SlowLearner(ends, objective)
     first: dict[str, Any] = dict.fromkeys(values, 0.0)
     second = dict.fromkeys(values, 0.0)
     for t, positions in enumerate(draw_order(sum(SIZES), 5, SIZES[0], 0)):
@@ -150,8 +142,8 @@ def test_a_step_is_the_loss_of_views_and_the_distance_of_changed_copies_also_in_
     views = {"weak_aug": 0.25, "num_strong": 3, "augmentations": AUGMENTATIONS}
     options = replace(STILL, distill_weight=1.0, **views)
     values, batch, (entropy, distance) = one_step(objective, options, at_once)
-    slow = SlowLearner(ends, objective, "entry")
-    weights = slow.weights(slow.start(0.9))
+    slow = SlowLearner(ends, objective)
+    weights = slow.weights(doubled(Coefficients(objective.path, "entry", 0.9)))
     view = replace(batch, pixels=weak_augment(batch.pixels, 1, 0.25))
     assert entropy == pytest.approx(slow.entropy(weights, view).item(), rel=1e-4)
     expected = slow.distance(weights, strong_augment(batch.pixels[:3], 0))

@@ -29,7 +29,7 @@ from clipmerge.learning.objective import Labelled, Objective
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
-from clipmerge.models.classifier import classifier_for
+from clipmerge.models.classifier import Head, classifier_for
 from clipmerge.types import CHECKS
 from tests.support.image_files import load_images
 from tests.support.tasks import inputs_of
@@ -119,7 +119,7 @@ def test_a_head_gives_the_librarys_logits_and_learns(
     assert pixels.shape == (12, 3, SIDE, SIDE)
 
     def logits(model: ImageTextModel, names: Sequence[str] = "abc", rows: Any = ()) -> Tensor:
-        classifier = model.classifier("here", tuple(names), rows)
+        classifier = Head(model, model.head, "here", tuple(names), rows)
         found: Tensor = classifier.logits(model.image_features(pixels), classifier.class_features())
         return found
 
@@ -136,7 +136,7 @@ def test_a_head_gives_the_librarys_logits_and_learns(
         assert torch.equal(grouped, torch.stack([found[:, [0, 2]].amax(1), found[:, 1]], 1))
     with pytest.raises(DataError, match="has 5 classes, and the model's head 3"):
         logits(model, "abcde")
-    classifier = model.classifier("here", tuple("abc"), ())
+    classifier = Head(model, model.head, "here", tuple("abc"))
     batch = Batch(0, pixels + 0.3 * torch.randn(pixels.shape), torch.arange(12) % CLASSES)
     objective = Objective(
         path, classifier, batch, context, batch_size=6, val=Labelled(batch, classifier)
@@ -156,7 +156,7 @@ def test_classes_meet_the_rows_of_their_names(tmp_path: Path, given: list[str] |
     images = load_images(folder, given)
     model = load_model(open_checkpoint(str(zeroshot)))
     features = torch.randn(4, 32)
-    by_row = model.classifier("here", tuple("xyz"), ())
+    by_row = Head(model, model.head, "here", tuple("xyz"))
     by_name = classifier_for(model, images, ("{}",), torch.device("cpu"))
     rows, found = (each.logits(features, each.class_features()) for each in (by_row, by_name))
     assert torch.equal(found, rows[:, [1, 2, 0]])

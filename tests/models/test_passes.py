@@ -16,54 +16,40 @@ from clipmerge.models.passes import (
 )
 
 
-def holding(most: int) -> Callable[[Tensor], Tensor]:
-    """A model whose device has memory for so many images."""
-
-    def model(pixels: Tensor) -> Tensor:
-        if len(pixels) > most:
-            raise torch.OutOfMemoryError(
-                "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 80 GiB"
-            )
-        return pixels * 2
-
-    return model
-
-
-def test_images_go_through_in_halves_until_memory_suffices() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 80 GiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 18.00 GB). Tried to allocate 2 GB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes. Error 12"
+        ),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_images_go_through_in_halves_until_memory_suffices(error: Exception) -> None:
     said: list[str] = []
-    pieces, pixels = MicroBatcher(None, said.append), torch.arange(10.0)[:, None]
-    assert torch.equal(pieces.forward(holding(3), pixels), pixels * 2)
+    pieces, pixels = MicroBatcher(said.append), torch.arange(10.0)[:, None]
+
+    def model_for_most(most: int) -> Callable[[Tensor], Tensor]:
+        def model(images: Tensor) -> Tensor:
+            if len(images) > most:
+                raise error
+            return images * 2
+
+        return model
+
+    for _ in range(2):  # the second time without another attempt
+        assert torch.equal(pieces.forward(model_for_most(3), pixels), pixels * 2)
     assert said == [
         f"memory does not suffice for {count} images at once: going on with {count // 2}"
         for count in (10, 5)
     ]
-    assert torch.equal(pieces.forward(holding(2), pixels), pixels * 2)  # without another attempt
-    assert len(said) == 2
-
-
-OUT = [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 80 GiB"),
-    RuntimeError("MPS backend out of memory (MPS allocated: 18.00 GB). Tried to allocate 2 GB"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: 8 bytes."
-        " Error 12"
-    ),
-    MemoryError(),
-]
-
-
-@pytest.mark.parametrize("error", OUT, ids=lambda error: type(error).__name__)
-def test_images_are_halved_down_to_one_before_memory_is_an_error(error: Exception) -> None:
-    attempts = []
-
-    def work(most: int) -> None:
-        attempts.append(most)
-        raise error
-
     with pytest.raises(type(error)):
-        MicroBatcher(None, str).run(9, work)
-    assert attempts == [9, 4, 2, 1]
+        pieces.forward(model_for_most(0), pixels)
+    assert pieces.max_images == 1
 
 
 def test_as_many_images_are_sent_as_activations_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +71,6 @@ def test_a_convolution_of_single_channels_is_float32s_under_autocast(at_once: in
     keep_depthwise_in_float32(ours)
     for module, precision in ((plain, "float32"), (ours, "bfloat16")):
         with in_precision(torch.device("cpu"), precision):
-            features = embed_with_graph(module, images, at_once)
+            features = embed_with_graph(module, images.split(at_once))
         features.square().sum().backward()
     torch.testing.assert_close(ours.weight.grad, plain.weight.grad, rtol=1e-5, atol=1e-3)

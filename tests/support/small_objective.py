@@ -81,6 +81,7 @@ def objective_for(
     kind: type[Prompts] = Prompts,
     context: DistributedContext | None = None,
     prompts_at_once: int = 512,
+    max_images: int | None = None,
     missing: Missing = "error",
     val_share: float = 0.0,
     **options: Any,
@@ -101,7 +102,9 @@ def objective_for(
         options.setdefault("val", val)
     if "val" in options:
         options["val"] = Labelled(options["val"], prompts)
-    return Objective(path, prompts, images, here, len(batches[0]), **options)
+    objective = Objective(path, prompts, images, here, len(batches[0]), **options)
+    objective.micro_batcher.max_images = max_images
+    return objective
 
 
 def captioned(sizes: tuple[int, ...]) -> list[Batch]:
