@@ -8,7 +8,6 @@ floats to white.
 
 from __future__ import annotations
 
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -88,21 +87,15 @@ def _open_encoded(encoded: Encoded) -> Image:
     content = Path(encoded).read_bytes() if isinstance(encoded, str) else encoded
     if not content:
         raise ValueError("no bytes")
-    if content[4:12] in _HEIC:
-        _register_heic()
+    if content[4:12] in _HEIC:  # the format of iPhones
+        try:
+            from pillow_heif import register_heif_opener  # type: ignore[import-not-found]
+        except ImportError:
+            raise DataError(
+                "is a HEIC picture, which needs pillow-heif: pip install pillow-heif"
+            ) from None
+        register_heif_opener()
     return Image.open(BytesIO(content))
-
-
-@cache
-def _register_heic() -> None:
-    """Let Pillow read HEIC, the format of iPhones."""
-    try:
-        from pillow_heif import register_heif_opener  # type: ignore[import-not-found]
-    except ImportError:
-        raise DataError(
-            "is a HEIC picture, which needs pillow-heif: pip install pillow-heif"
-        ) from None
-    register_heif_opener()
 
 
 def _scale_to_eight_bits(image: Image, written_as: str | None) -> Image:

@@ -16,9 +16,9 @@ from clipmerge.hub import as_hub_errors
 from clipmerge.images.image_set import Columns, OpenedSource
 from clipmerge.images.tables import (
     TABLES,
+    build_table,
     import_datasets,
     load_files,
-    parquet_options,
     report_read_errors,
 )
 from clipmerge.images.tar import TEXTS
@@ -86,18 +86,11 @@ def _download_split(
         )
         return about.sha, [str(Path(folder, file)) for file in files]
 
-    datasets = import_datasets()
-    builder = datasets.load_dataset_builder(repo, config, revision=about.sha)
-    files_of = {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
-    name = choose_split(title, files_of, split)
+    builder = import_datasets().load_dataset_builder(repo, config, revision=about.sha)
+    splits = {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
+    files = splits[choose_split(title, splits, split)]
     with report_read_errors(title):
-        table = datasets.load_dataset(
-            builder.name,
-            data_files={name: files_of[name]},
-            split=name,
-            features=builder.info.features,
-            **(parquet_options() if builder.name == "parquet" else {}),
-        )
+        table = build_table(builder.name, files, builder.info.features)
     return about.sha, [file["filename"] for file in table.cache_files]
 
 

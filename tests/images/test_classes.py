@@ -36,7 +36,7 @@ def named(source: Any, names: Any = None) -> dict[str, str]:
         (map(str, range(12)), WORDS, WORDS),  # 10 is not the third
         ([f"{number:03}" for number in range(1, 13)], WORDS, WORDS),  # from 1
         (["0", "1"], '{"1": "new", "0": "old"}', ["old", "new"]),
-        (["0", "7"], ["x", "y", "z"], ["has 3 class names, and the labels go to 7"]),
+        (["0", "7"], ["x", "y", "z"], ["has 3 class names, there are 8 classes"]),
         (["blue_ring", "red_star"], None, ["blue ring", "red star"]),
         (["blue_ring", "red_star"], "red_star\nblue_ring\n", ["blue ring", "red star"]),
         (["Dog", "bird", "red_fox"], ["dog", "Red Fox", "bird"], ["dog", "bird", "Red Fox"]),
@@ -46,10 +46,11 @@ def named(source: Any, names: Any = None) -> dict[str, str]:
             ["a hound", "a bird", "a fox"],
         ),
         ([f"{at}.{word.replace(' ', '_')}" for at, word in enumerate(WORDS)], None, WORDS),
+        (["0.zero", "1.one"], None, ["zero", "one"]),
         (["3-series", "5-series", "7.62mm"], None, ["3-series", "5-series", "7.62mm"]),
         (["n01440764", "n15075141"], None, ["tench", "toilet paper"]),
-        (["bird", "dog"], '{"bird": "b"}', ["has no name for 1 class: dog"]),
-        (["bird", "dog"], '["b", null]', ["null is not a class name; write a text"]),
+        (["bird", "dog"], '{"bird": "b"}', ["has no name for dog; give one per class"]),
+        (["bird", "dog"], '["b", null]', ["None is not a class name; write a text"]),
         (["bird", "dog"], '{"', ["cannot be read as class names"]),
     ],
 )
@@ -65,11 +66,6 @@ def test_names_of_classes(there: Any, given: Any, expected: Any, tmp_path: Path)
             load_images(source, given)
     else:
         assert named(source, given) == dict(zip(there, expected, strict=True))
-
-
-def test_doubtful_names_are_noted(tmp_path: Path) -> None:
-    numbered = load_images(save_images(tmp_path / "y", each=1, classes=("0.zero", "1.one")))
-    assert "class '0.zero' is prompted as 'zero'" in numbered.notes[0]
 
 
 def test_prompts_are_class_by_class_and_template_sets_go_by_name() -> None:

@@ -54,28 +54,28 @@ SOURCES: dict[str, tuple[Make, str]] = {
     ),
     "a text missing": (
         lambda f: files(files(f, "0.png", "1.png"), "0.txt", content=b"a dog"),
-        r"1 image has no text with captions \(1\.png\); write them beside the image",
+        r"1 image has no text with captions \(of 2\): 1\.png; write it beside the image",
     ),
     "a row too long": (
         lambda f: table(f, "filepath,label\n0.png,a\n1.png,a,b\n"),
-        r"x\.csv: cannot be read \(line 3 has more or fewer fields than line 1\)",
+        r"x\.csv: cannot be read \(row 3 has more or fewer fields than row 1\)",
     ),
     "no rows": (lambda f: table(f, "filepath,label\n"), r"x\.csv: holds no images"),
     "no label": (lambda f: table(f, "filepath,size\n0.png,3\n"), r"no label or caption column"),
-    "no image": (lambda f: table(f, "name,label\n0.png,a\n"), r"no image column \(columns: name"),
+    "no image": (lambda f: table(f, "name,label\n0.png,a\n"), r"no image columns \(columns: name"),
     "an empty label": (
         lambda f: table(f, "filepath,label\n0.png,a\n1.png,\n"),
-        r"x\.csv: 1 of 2 images has no label \(.*1\.png\); label them, leave them out",
+        r"x\.csv: 1 image has no label \(of 2\): .*1\.png; label them, leave them out",
     ),
     "no labels at all": (
         lambda f: parquet(f, label=[-1, -1]),
-        r"2 of 2 images have no label .* or give a labelled split, such as validation",
+        r"2 images have no label .* or give a labelled split, such as validation",
     ),
     "two image columns": (
         lambda f: save_plain_parquet(
             f / "x.parquet", {"left": [png(0)], "right": [png(1)], "label": ["a"]}
         ),
-        r"several image columns \(left, right\).*; name it with `image_column`",
+        r"2 image columns \(columns: left, right, .*; name one with `image_column`",
     ),
     "damaged Parquet": (
         lambda f: files(f, "x.parquet") / "x.parquet",
@@ -102,7 +102,7 @@ SOURCES: dict[str, tuple[Make, str]] = {
     ),
     "a tar of JSON that is no object": (
         lambda f: save_tar(f / "x.tar", {"0.png": png(0), "0.json": b"7"}),
-        r"its images have no \.cls, \.json or \.txt with a label beside them",
+        r"1 image has no label \(of 1\): .*x\.tar, 0\.png",
     ),
     "a tar without an image": (
         lambda f: save_tar(f / "x.tar", {"0.cls": b"a"}),
@@ -114,12 +114,12 @@ SOURCES: dict[str, tuple[Make, str]] = {
     ),
     "one-hot labels": (
         lambda _: [(png(0), [0, 0, 1]), (png(1), [1, 0, 0])],
-        r"has a caption that is not a text",
+        r"\[0, 0, 1\] is not a label; .* \(of one-hot labels the argmax\)",
     ),
     "NaN as a label": (lambda _: [(png(0), float("nan"))], "nan is not a label; give a class"),
     "a name that is no text": (
         lambda f: files(f, os.fsdecode(b"caf\xe9/0.png"), "bar/0.png"),
-        r"1 text is not UTF-8: caf\\udce9; rename",
+        r"'caf\\udce9' is not UTF-8; rename",
     ),
     "no pairs": (lambda _: [png(0)], r"its items are not \(image, label\) or"),
     "a mapping": (lambda _: {"a": 1}, r"dict holds no labelled images; give a path"),
@@ -160,7 +160,8 @@ def test_pictures_beside_class_folders_are_counted(tmp_path: Path) -> None:
     files(tmp_path, "a/0.png", "b/1.png", "2.png", "3.png", "4.jpg", "a/x.md")
     (note,) = load_images(tmp_path).notes
     assert note == (
-        f"{tmp_path}: not read, because they are no images in a class folder: 2 .png, 1 .md, 1 .jpg"
+        f"{tmp_path}: not read, because they are no images in a class folder: 2.png, 3.png, 4.jpg,"
+        " x.md"
     )
 
 
