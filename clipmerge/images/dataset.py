@@ -88,7 +88,7 @@ def _open_address(title: str, columns: Columns) -> OpenedSource:
             f"'{title}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT"
         )
     from clipmerge.images.folder import load_folder
-    from clipmerge.images.repository import choose_split, load_from_hub, splits_of_folder
+    from clipmerge.images.repository import files_of_split, load_from_hub, splits_of_folder
     from clipmerge.images.tables import load_files
 
     if title.startswith("hf://"):
@@ -104,7 +104,7 @@ def _open_address(title: str, columns: Columns) -> OpenedSource:
         if path.is_dir():
             folder, split = path, None
     if splits := splits_of_folder(folder):
-        return load_files(title, splits[choose_split(title, splits, split)], columns)
+        return load_files(title, files_of_split(title, splits, split), columns)
     if not path.is_dir():
         raise DataError(
             f"{title}: no such folder or file; give a folder with one subfolder per class or with"

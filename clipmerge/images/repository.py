@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files import replace_bytes, user_cache
@@ -80,7 +79,7 @@ def _download_split(
     about = HfApi().dataset_info(repo, revision=revision)
     splits = _files_by_split((file.rfilename for file in about.siblings or ()), (".tar",))
     if splits:
-        files = splits[choose_split(title, splits, split)]
+        files = files_of_split(title, splits, split)
         folder = snapshot_download(
             repo, repo_type="dataset", revision=about.sha, allow_patterns=[*files, *TEXTS]
         )
@@ -88,7 +87,7 @@ def _download_split(
 
     builder = import_datasets().load_dataset_builder(repo, config, revision=about.sha)
     splits = {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
-    files = splits[choose_split(title, splits, split)]
+    files = files_of_split(title, splits, split)
     with report_read_errors(title):
         table = build_table(builder.name, files, builder.info.features)
     return about.sha, [file["filename"] for file in table.cache_files]
@@ -113,13 +112,13 @@ def _by_number(name: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def choose_split(title: str, splits: Mapping[str, Any], wanted: str | None) -> str:
-    """Return the split that the user named, or the only one."""
-    name = next(iter(splits)) if not wanted and len(splits) == 1 else wanted or ""
-    if name not in splits:
-        what = f"no split '{wanted}'" if wanted else "which split?"
-        raise DataError(
-            f"{title}: {what} (splits: {shorten(splits, 12)}); write it after a"
-            f" colon.{did_you_mean(name, splits)}"
-        )
-    return name
+def files_of_split(title: str, splits: Mapping[str, list[str]], wanted: str | None) -> list[str]:
+    """Return the files of the split that the user named, or of the only split."""
+    name = wanted or (next(iter(splits)) if len(splits) == 1 else "")
+    if name in splits:
+        return splits[name]
+    problem = f"no split '{wanted}'" if wanted else "which split?"
+    raise DataError(
+        f"{title}: {problem} (splits: {shorten(splits, 12)}); write it after a"
+        f" colon.{did_you_mean(name, splits)}"
+    )

@@ -13,7 +13,6 @@ from clipmerge.images.registry import (
     find_public_set,
     imagenet_names,
     public_sets,
-    template_set,
 )
 from tests.support.image_files import load_images
 from tests.support.tiny_clip import save_images
@@ -70,7 +69,8 @@ def test_names_of_classes(there: Any, given: Any, expected: Any, tmp_path: Path)
 
 def test_prompts_are_class_by_class_and_template_sets_go_by_name() -> None:
     assert class_prompts(("a", "b"), ("{}", "{}, {}")) == ["a", "a, a", "b", "b, b"]
-    assert [len(template_set(name)) for name in ("openai-80", "openai-7", "simple")] == [80, 7, 1]
+    sets = ("openai-80", "openai-7", "simple")
+    assert [len(check_templates([name])) for name in sets] == [80, 7, 1]
     assert check_templates(["simple", "a {c}!"]) == ("a photo of a {}.", "a {}!")
     with pytest.raises(UsageError, match=r"is not a template set .*Did you mean 'openai-80'"):
         check_templates(["openai-8"])
@@ -79,7 +79,7 @@ def test_prompts_are_class_by_class_and_template_sets_go_by_name() -> None:
 def test_every_public_set_is_well_formed() -> None:
     for name, known in public_sets().items():
         assert find_public_set(name)[0] is known
-        assert all("{}" in template for template in known.prompts), name
+        assert all("{}" in template for template in check_templates(known.templates)), name
         if known.imagenet_rows and known.class_names:
             assert len(known.imagenet_rows) == len(known.class_names), name
     objects = public_sets()["objectnet"]
