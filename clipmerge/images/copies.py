@@ -25,8 +25,8 @@ from clipmerge.types import Names
 
 #: Height and width at which pictures are compared.
 SIDE = 16
-# Pixels of two copies differ by at most so many of 256 levels, and by at most this share of the
-# standard deviation. Copies saved as JPEG of quality 50, or at three quarters of the size, differ
+# No pixel of two copies differs by more levels (of 256), or by more than this share of the standard
+# deviation. Copies saved as JPEG of quality 50, or at three quarters of the size, differ
 # by up to 4. The two most similar of 1,797 digits differ by 34, of 4,000 photographs by 39, and of
 # 2,480 letters and symbols by 10 (except signs that two alphabets share).
 _LEVELS = 8.0
@@ -108,7 +108,7 @@ class Thumbnails:
         at, copy = next(iter(shared.items()))
         mine, theirs = self.images.pictures.name_of(at), others.images.pictures.name_of(copy)
         are = counted(len(shared), "image is", "images are")
-        return f"{name}: {are} also in {other} ({mine} shows what {theirs} shows)"
+        return f"{name}: {are} also in {other} ({mine} is a copy of {theirs})"
 
 
 def overlap_notes(learned: Images, judging: Mapping[str, Images]) -> Names:

@@ -22,15 +22,15 @@ from clipmerge.images.image_set import (
 from clipmerge.images.registry import PublicSet, find_public_set, public_sets
 from clipmerge.types import Names
 
-# Texts are captions if they have at least so many words on average and most of them differ; names
-# of classes have one or two words.
+# Texts are captions if they have at least this many words on average, and most of them differ.
+# Names of classes have one or two words.
 _WORDS_OF_A_CAPTION = 3
 
 
 def open_images(
     source: Any, classes: ClassNames = None, *, columns: Columns | None = None
 ) -> Images:
-    """Open images with classes or with captions. None is decoded yet.
+    """Open images with classes or with captions. No image is decoded yet.
 
     Args:
         source: The short name of a public data set (`clipmerge.images.registry`); a folder with one
@@ -43,7 +43,7 @@ def open_images(
             used unless the caption column is named.
 
     Raises:
-        DataError: If the source is not there, cannot be read, or lacks labels.
+        DataError: If the source does not exist, cannot be read, or has no labels.
     """
     columns = columns or Columns()
     if columns.label and columns.caption:

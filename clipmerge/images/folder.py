@@ -1,6 +1,7 @@
 """Pictures in folders: one subfolder per class, or captions in ``KEY.txt`` beside ``KEY.jpg``.
 
-Links are followed: data sets made by DVC, git-annex or a few lines of shell consist of them.
+Links are followed, because data sets made by DVC, git-annex or a few lines of shell consist of
+links.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ def is_picture(name: str) -> bool:
 
 
 def _list_files(folder: Path) -> list[Path]:
-    """List the files in a folder and its subfolders, sorted. A folder to which several links lead
-    is listed once.
+    """List the files in a folder and its subfolders, sorted. A folder with several links to
+    it is listed once.
     """
     listed: list[Path] = []
     seen: set[Path] = set()

@@ -34,7 +34,7 @@ class Columns:
 
     image: str | None = None  # column of a table, or file ending in a tar
     label: str | None = None  # the same; ``json.KEY`` for a key of a tar's JSON files
-    caption: str | None = None  # the same; if it is given, captions are read in place of classes
+    caption: str | None = None  # the same; if given, captions are read instead of classes
 
     @property
     def captioned(self) -> bool | None:

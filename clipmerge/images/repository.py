@@ -71,8 +71,8 @@ def load_from_hub(title: str, columns: Columns) -> OpenedSource:
 def _download_split(
     title: str, repo: str, revision: str | None, config: str | None, split: str | None
 ) -> tuple[str | None, list[str]]:
-    """Download a split at the commit to which the revision points now. Return the commit and the
-    files: tar files, or the Arrow files that `datasets` makes of all others.
+    """Download a split at the current commit of a revision. Return the commit and the files: tar
+    files, or the Arrow files into which `datasets` converts all others.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -94,8 +94,8 @@ def _download_split(
 
 
 def _files_by_split(names: Iterable[str], suffixes: Sequence[str]) -> dict[str, list[str]]:
-    """Group files with these suffixes by split, which is a word in the file's name or else its
-    folder. Files are sorted by the numbers in their names.
+    """Group files with these suffixes by split, and sort them by the numbers in their names. The
+    split is a word in the file's name, or else the name of its folder.
     """
     splits: dict[str, list[str]] = {}
     for name in sorted(names, key=_by_number):

@@ -19,7 +19,7 @@ from clipmerge.types import Names, Shape
 
 #: Share of the sampled images that judge the result, and share of the rest that choose it.
 SHARE = 0.2
-#: At most so many images judge: more would cost time and hardly narrow the intervals.
+#: Largest number of images that judge. More would cost time and hardly narrow the intervals.
 MAX_TEST = 256
 
 
@@ -51,12 +51,13 @@ class Split:
 
     @property
     def notes(self) -> Names:
-        """Note that copies were left out: they would count twice, or both teach and judge."""
+        """A note if copies were left out, which would count twice, or both teach and judge."""
         if not self.copies:
             return ()
         kept = self.thumbnails.images
-        are = f"{self.copies} of the {len(kept) + self.copies} sampled images"
-        return (f"{kept.source}: {are} show what another one shows; of such copies one is used",)
+        sampled = len(kept) + self.copies
+        are = f"{self.copies} of the {sampled} sampled images are copies of others"
+        return (f"{kept.source}: {are}, and are left out",)
 
 
 def split_images(
@@ -65,7 +66,7 @@ def split_images(
     """Draw images, and divide them into images that teach, choose and judge.
 
     If there are enough images, ``count`` of them teach and choose, and the rest judge. If there are
-    fewer, the shares divide them. Only one of several copies is used, so that no picture both
+    fewer, the shares divide them. Of several copies, only the first is used. So no picture both
     teaches and judges.
 
     Args:

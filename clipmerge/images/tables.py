@@ -1,6 +1,6 @@
 """Tables of pictures: Parquet, CSV, TSV, JSON Lines and Arrow files, and a `datasets.Dataset`.
 
-The library `datasets` copies them to its cache, from which it reads single rows.
+The library `datasets` copies them to its cache, and reads single rows from there.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ _ROWS_AT_ONCE = 256
 
 
 def import_datasets() -> Any:
-    """Import `datasets` when it is needed, which takes a second, and keep its progress bars for
-    terminals.
-    """
+    """Import `datasets`, which takes a second. Its progress bars are only for terminals."""
     import datasets
 
     if not sys.stderr.isatty():
@@ -84,8 +82,8 @@ def build_table(builder: str, files: Sequence[str], features: Any = None) -> Any
 
 
 def _read_csv(file: str) -> Any:
-    """Read a table whose fields are separated by tabs (as for open_clip), semicolons or commas,
-    whatever its suffix.
+    """Read a table with tabs (as for open_clip), semicolons or commas between its fields. The
+    heading, not the suffix, shows which.
     """
     text = Path(file).read_text(encoding="utf-8-sig")
     heading, _, _ = text.partition("\n")
@@ -187,7 +185,7 @@ def _pictures_of_rows(title: str, images: Any) -> Pictures:
 
 
 def _join_captions(files: list[str], values: list[Any]) -> dict[str, list[Any]]:
-    """Collect the captions of each picture from all rows that name it."""
+    """Collect the captions of each picture: several rows may name one file."""
     captions: dict[str, list[Any]] = {}
     for file, value in zip(files, values, strict=True):
         captions.setdefault(file, []).extend(value if isinstance(value, list) else [value])
@@ -195,7 +193,7 @@ def _join_captions(files: list[str], values: list[Any]) -> dict[str, list[Any]]:
 
 
 def _find_files(title: str, names: Sequence[Any], folder: Path) -> list[str]:
-    """Find the files that the rows of a table name, in its folder or else the working folder."""
+    """Find the files of a table in its folder, or else in the working folder."""
     files: list[Path] = []
     for name in map(str, names):
         file = folder / name

@@ -1,5 +1,5 @@
 """Pictures in tar files as WebDataset writes them: ``KEY.jpg`` beside ``KEY.cls``, ``KEY.json`` or
-``KEY.txt``, or in class folders. Headers and labels are read at once, pictures when needed.
+``KEY.txt``, or in class folders. Headers and labels are read first, and each picture when needed.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Member(NamedTuple):
 
 
 def load_tars(title: str, archives: Sequence[str], columns: Columns) -> OpenedSource:
-    """Open tar files as one source. Class names and templates may be in text files beside them, or
-    in the folder above.
+    """Open tar files as one source. Class names and templates may be in text files in their folder,
+    or in the folder above.
     """
     class_names, templates, kind = (_text_beside(Path(archives[0]), name) for name in TEXTS)
     if kind == ("retrieval",) and columns.captioned is None:
@@ -83,7 +83,7 @@ def _text_beside(archive: Path, name: str) -> Names:
 
 
 def _read_samples(archive: str) -> dict[str, dict[str, Member]]:
-    """List the files of an archive: by the key that all files of a sample share, and by ending."""
+    """List the files of an archive by key, which is the same for a sample, and by ending."""
     try:
         with tarfile.open(archive, "r:") as opened:
             members = opened.getmembers()

@@ -148,7 +148,6 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
     "links": links,
     "CSV": lambda f: table(f, "x.csv", "label"),
     "metadata.jsonl": lambda f: table(f, "metadata.jsonl", "label").parent,
-    "Parquet": lambda f: hub_table(f / "x.parquet"),
     "folder like the Hub's": lambda f: shards(f / "data").parent,
     "tar": lambda f: archive(f / "x.tar"),
     "JSON in tar": lambda f: archive(f / "x.tar", ending="json"),
@@ -173,7 +172,6 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
 CAPTIONED: dict[str, Callable[[Path], Any]] = {
     "KEY.txt": keys,
     "CSV": lambda f: table(f, "x.csv", "title"),
-    "JSONL": lambda f: table(f, "x.jsonl", "text"),
     "tar": lambda f: archive(f / "x.tar", ending="txt"),
     "CLIP_benchmark's": lambda f: save_files(
         f / "set", webdataset(f, [CAPTIONS], "txt", {"dataset_type.txt": ["retrieval"]})
