@@ -117,8 +117,7 @@ def files_of_split(title: str, splits: Mapping[str, list[str]], wanted: str | No
     name = wanted or (next(iter(splits)) if len(splits) == 1 else "")
     if name in splits:
         return splits[name]
-    problem = f"no split '{wanted}'" if wanted else "which split?"
     raise DataError(
-        f"{title}: {problem} (splits: {shorten(splits, 12)}); write it after a"
-        f" colon.{did_you_mean(name, splits)}"
+        f"{title}: write one of its splits after a colon"
+        f" ({shorten(splits, 12)}).{did_you_mean(name, splits)}"
     )

@@ -130,9 +130,7 @@ def load_dataset(title: str, data: Any, columns: Columns, folder: Path = Path())
         title, "image", columns.image, pictures or usual(_FILE_NAMES), schema.names
     )
     wanted = columns.caption or columns.label
-    text = _pick_column(
-        title, "label or caption", wanted, labels or usual(CAPTION_NAMES), schema.names
-    )
+    text = _pick_column(title, "label", wanted, labels or usual(CAPTION_NAMES), schema.names)
     captioned = not labels if columns.captioned is None else columns.captioned
 
     def read(column: str) -> Any:
@@ -155,20 +153,16 @@ def load_dataset(title: str, data: Any, columns: Columns, folder: Path = Path())
 def _pick_column(
     title: str, kind: str, wanted: str | None, found: Sequence[str], columns: Sequence[str]
 ) -> str:
-    """Return the user's column, or else the candidate named like its kind, or else the only
-    candidate.
-    """
-    if wanted in columns:
-        return str(wanted)
-    if not wanted and kind in found:
-        return kind
+    """Return the user's column, or else the only candidate or the one named like its kind."""
     if not wanted and len(found) == 1:
         return found[0]
-    problem = f"no column '{wanted}'" if wanted else f"{len(found) or 'no'} {kind} columns"
-    flags = " or ".join(f"`{name}_column`" for name in kind.split(" or "))
+    name = wanted or kind
+    if name in (columns if wanted else found):
+        return name
+    flags = "`image_column`" if kind == "image" else "`label_column` or `caption_column`"
     raise DataError(
-        f"{title}: {problem} (columns: {shorten(columns, 12)}); name one with"
-        f" {flags}.{did_you_mean(wanted or '', columns)}"
+        f"{title}: no column '{name}' (columns: {shorten(columns, 12)}); name one with"
+        f" {flags}.{did_you_mean(name, columns)}"
     )
 
 
@@ -213,5 +207,5 @@ def report_read_errors(title: str) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = next(iter(str(cause).strip().splitlines()), "") or type(cause).__name__
+        reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
         raise DataError(f"{title}: cannot be read ({reason})") from error

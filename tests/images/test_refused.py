@@ -68,9 +68,9 @@ def test_sources_that_are_no_files(source: Any, message: str) -> None:
             r"x\.csv: cannot be read \(row 3 has more or fewer fields than row 1\)",
         ),
         ("filepath,label\n", r"x\.csv: holds no images"),
-        ("filepath,size\n0.png,3\n", r"no label or caption column"),
+        ("filepath,size\n0.png,3\n", r"no column 'label' .*; name one with `label_column` or"),
         ("filepath,label\n2.png,a\n", r"1 image has no file \(of 1\): row 1, 2\.png; add it to"),
-        ("name,label\n0.png,a\n", r"no image columns \(columns: name, label\); name one with"),
+        ("name,label\n0.png,a\n", r"no column 'image' \(columns: name, label\); name one with"),
         (
             "filepath,label\n0.png,a\n1.png,\n",
             r"x\.csv: 1 image has no label \(of 2\): .*1\.png; label them, leave them out",
@@ -120,7 +120,7 @@ FILES: dict[str, tuple[Make, str]] = {
         lambda f: save_plain_parquet(
             f / "x.parquet", {"left": [png(0)], "right": [png(1)], "label": ["a"]}
         ),
-        r"2 image columns \(columns: left, right, .*; name one with `image_column`",
+        r"no column 'image' \(columns: left, right, .*; name one with `image_column`",
     ),
     "damaged Parquet": (
         lambda f: files(f, "x.parquet") / "x.parquet",
@@ -133,7 +133,7 @@ FILES: dict[str, tuple[Make, str]] = {
     "a damaged tar": (lambda f: files(f, "x.tar") / "x.tar", r"cannot be read as a tar archive"),
     "tars of two splits": (
         lambda f: save_tar(save_tar(f / "train-0.tar", {}).with_name("test-0.tar"), {}).parent,
-        r"which split\? \(splits: test, train\); write it after a colon",
+        r"write one of its splits after a colon \(test, train\)",
     ),
     "a name that is no text": (
         lambda f: files(f, os.fsdecode(b"caf\xe9/0.png"), "bar/0.png"),
