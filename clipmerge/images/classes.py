@@ -50,7 +50,7 @@ def name_classes(opened: OpenedSource, given: ClassNames) -> tuple[Shape, Names]
 def _assign_names(
     labels: Shape, classes: Names | None, given: Path | Sequence[str]
 ) -> tuple[Shape, Names]:
-    """Give the classes the user's names; ``classes`` is ``None`` if they only have numbers."""
+    """Assign the user's names to the classes; ``classes`` is ``None`` if they only have numbers."""
     title, names = _read_names(given)
     if classes is None:
         if isinstance(names, list) and min(labels) == 1 and max(labels) == len(names):
@@ -63,8 +63,8 @@ def _assign_names(
 
 
 def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
-    """Return the class number of each image, and the class names; ``None`` if classes only have
-    numbers. Labels that are words are numbered in sorted order.
+    """Return the class number of each image, and the class names, or ``None`` if the classes only
+    have numbers. Words are numbered in sorted order.
     """
     title = opened.title
     texts = [_label_as_text(title, value) for value in opened.values]
@@ -115,8 +115,8 @@ def _split_numbers(names: Collection[str]) -> dict[str, tuple[int, str]]:
 
 
 def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
-    """Put names in the order of the classes that they match. Raise an error if a name belongs to a
-    class at another position, because images would get wrong names.
+    """Put names in the order of the classes, if both are the same names. Otherwise, raise an error
+    if a name has another position among the classes, because images would get wrong names.
     """
     if places := positions_among(classes, names):
         return tuple(names[place] for place in places)
@@ -172,7 +172,7 @@ def read_class_names(given: Path | Sequence[str], classes: Sequence[str]) -> Nam
 
 def _read_names(given: Path | Sequence[str]) -> tuple[str, list[Any] | Json]:
     """Read a list of names, one per line or in JSON, or a JSON mapping from class to name. Return
-    its title for messages, and the names.
+    a title for messages, and the names.
     """
     if not isinstance(given, Path):
         return "the class names given", list(given)
@@ -189,7 +189,7 @@ def _read_names(given: Path | Sequence[str]) -> tuple[str, list[Any] | Json]:
 
 
 def _check_names(title: str, names: list[Any] | Json, classes: Sequence[str]) -> Names:
-    """Check that there is one name per class."""
+    """Check that there is one name per class, and return the names in the order of the classes."""
     if isinstance(names, dict):
         missing = [name for name in classes if name not in names]
         if missing:

@@ -116,7 +116,7 @@ def _open_address(title: str, columns: Columns) -> OpenedSource:
 
 
 def _look_like_captions(opened: OpenedSource) -> bool:
-    """Whether values are captions: lists of texts, or texts of several words that mostly differ."""
+    """Whether the values are captions: lists of texts, or different texts of several words."""
     values = opened.values
     texts = [text for value in values for text in _as_list(value)]
     if opened.class_names is not None or not all(isinstance(text, str) for text in texts):
@@ -128,7 +128,7 @@ def _look_like_captions(opened: OpenedSource) -> bool:
 
 
 def _as_list(value: Any) -> Sequence[Any]:
-    """Return the captions of an image as a list; its source may have one text or several."""
+    """Return the captions of an image, one text or several, as a list."""
     return value if isinstance(value, (list, tuple)) else [value]
 
 
@@ -143,7 +143,7 @@ def _require_utf8(title: str, texts: Iterable[str]) -> None:
 
 
 def _with_captions(opened: OpenedSource, classes: ClassNames) -> CaptionedImages:
-    """Make images with captions of an opened source; empty captions are dropped."""
+    """Make captioned images from an opened source, without empty captions."""
     captions: list[Names] = []
     for value in opened.values:
         texts = [text.strip() for text in _as_list(value) if isinstance(text, str)]
@@ -169,7 +169,7 @@ def _with_captions(opened: OpenedSource, classes: ClassNames) -> CaptionedImages
 def _with_labels(
     opened: OpenedSource, classes: ClassNames, known: PublicSet | None
 ) -> LabelledImages:
-    """Make images with classes of an opened source: number and name the classes."""
+    """Make labelled images from an opened source: number and name the classes."""
     if known:
         opened = known.describe(opened)
     labels, names = name_classes(opened, classes)

@@ -50,8 +50,14 @@ def lines_of(text: str) -> list[str]:
 
 
 def require_all(title: str, thing: str, lacking: Sequence[str], count: int, remedy: str) -> None:
-    """Raise an error if images lack a thing, such as a label. ``lacking`` has their names, and
-    ``count`` is the number of all images.
+    """Raise an error if some images have no label, caption or file (``thing``).
+
+    Args:
+        title: Title of the source.
+        thing: A noun for the message.
+        lacking: Names of the images without it.
+        count: Number of all images.
+        remedy: The next step for the user.
     """
     if lacking:
         have = counted(len(lacking), "image has", "images have")

@@ -177,6 +177,7 @@ CAPTIONED: dict[str, Callable[[Path], Any]] = {
         f / "set", webdataset(f, [CAPTIONS], "txt", {"dataset_type.txt": ["retrieval"]})
     ),
     "list": lambda _: pairs(CAPTIONS),
+    "list of lists": lambda _: pairs([[caption, " "] for caption in CAPTIONS]),
 }
 
 
@@ -292,6 +293,10 @@ def test_columns_are_taken_as_they_are_named(tmp_path: Path) -> None:
     assert isinstance(open_images(table), LabelledImages)
     asked = open_images(table, columns=Columns(caption="text"))
     assert isinstance(asked, CaptionedImages)
+    tar = archive(tmp_path / "x.tar", ending="json")
+    assert load_images(tar, columns=Columns("png", "json.label")).labels == LABELS
+    with pytest.raises(DataError, match=r"x\.tar, 00: has no \.cls \(endings: png, json\)"):
+        open_images(tar, columns=Columns(label="cls"))
 
 
 @pytest.mark.parametrize(
