@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipmerge.checkpoint import Inputs, Location
-    from clipmerge.evaluation.scorer import Images, Move
-    from clipmerge.images.image_set import ImageSource, LabelledImages
+    from clipmerge.evaluation.scorer import Move
+    from clipmerge.images.image_set import Images, ImageSource, LabelledImages
     from clipmerge.learning.interpolate import WeightPath
     from clipmerge.models import ImageTextModel
     from clipmerge.options import ImageOptions

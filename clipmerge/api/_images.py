@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeAlias
 
 import torch
 
@@ -21,7 +20,7 @@ from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.classes import class_prompts, templates_for
 from clipmerge.images.copies import Thumbnails
 from clipmerge.images.dataset import open_images
-from clipmerge.images.image_set import CaptionedImages, LabelledImages
+from clipmerge.images.image_set import CaptionedImages, Images, LabelledImages
 from clipmerge.images.split import MAX_TEST, SHARE, Split, split_images, split_shift
 from clipmerge.learning.objective import Batch, Labelled, Objective
 from clipmerge.learning.resume import LearningState, state_file
@@ -36,12 +35,10 @@ from clipmerge.plugins import load_plugin, needs_score
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import Names
 
-Images: TypeAlias = LabelledImages | CaptionedImages
-
 
 def split_and_check(
     pair: Pair, images: Images, recipe: Recipe, options: PlanOptions, journal: Journal
-) -> Split[Images]:
+) -> Split:
     """Split the images of the target and of each `ood` source by their use, and check all of
     them.
     """
@@ -80,7 +77,7 @@ def check_images(
 
 def split_for_recipe(
     images: Images, recipe: Recipe, count: int, seed: int, *, judged: bool
-) -> Split[Images]:
+) -> Split:
     """Draw a sample, and split it into images that teach, choose and judge, as the recipe needs."""
     if not recipe.measure:
         drawn = Thumbnails.read(images.sample(count, seed))
@@ -100,7 +97,7 @@ def split_for_recipe(
 def measure(
     pair: Pair,
     recipe: Recipe,
-    split: Split[Images],
+    split: Split,
     options: DecisionOptions,
     journal: Journal,
 ) -> tuple[Measurements, CalibrationRecord]:
@@ -123,7 +120,7 @@ def measure(
 def _build_objective(
     pair: Pair,
     recipe: Recipe,
-    split: Split[Images],
+    split: Split,
     options: DecisionOptions,
     progress: Progress,
 ) -> tuple[Objective, LearningState, CalibrationRecord]:
@@ -223,7 +220,7 @@ def _templates_of(source: Images, images: LabelledImages, options: DecisionOptio
 
 
 def judge_plan(
-    pair: Pair, record: Record, split: Split[Images], options: MergeOptions, journal: Journal
+    pair: Pair, record: Record, split: Split, options: MergeOptions, journal: Journal
 ) -> Record:
     """Judge the plan on the images set aside for this, and return the record with the verdict."""
     assert split.test is not None

@@ -36,7 +36,6 @@ from clipmerge.progress import Journal, Progress
 from clipmerge.types import Layers, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
-    from clipmerge.api._images import Images
     from clipmerge.images.split import Split
 
 
@@ -157,7 +156,7 @@ def open_and_decide(
     options: PlanOptions,
     journal: Journal,
     processor: Any = None,
-) -> Iterator[tuple[Pair, Split[Images] | None, Record]]:
+) -> Iterator[tuple[Pair, Split | None, Record]]:
     """Open the checkpoints and images, run the recipe, and yield the pair, the split of the images
     and the record with the plan. Models in memory are saved to temporary folders until the ``with``
     block ends.
@@ -212,7 +211,7 @@ def check_output_folder(
 
 def open_and_split_images(
     pair: Pair, recipe: Recipe, options: PlanOptions, journal: Journal
-) -> tuple[Pair, Split[Images] | None]:
+) -> tuple[Pair, Split | None]:
     """Open, split and check the images, and check that the recipe fits. Return the pair, with a
     zero-shot head if one had to be built, and the split; ``None`` without images.
     """
@@ -259,7 +258,7 @@ def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
 def decide(
     pair: Pair,
     recipe: Recipe,
-    split: Split[Images] | None,
+    split: Split | None,
     options: DecisionOptions,
     journal: Journal,
 ) -> Record:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from clipmerge import __version__
 from clipmerge.api._call import CallJournal
 from clipmerge.api._images import (
-    Images,
     check_images,
     split_for_recipe,
 )
@@ -48,6 +47,7 @@ from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, stage_output
 from clipmerge.images.copies import overlap_notes
 from clipmerge.images.dataset import open_images, require_labelled
+from clipmerge.images.image_set import Images
 from clipmerge.learning.interpolate import WeightPath
 from clipmerge.options import SweepOptions, named_sources
 from clipmerge.planning import Rows, Tabular

@@ -22,7 +22,7 @@ from torch import Tensor
 from clipmerge.distributed import DistributedContext, exact_float32, to_device
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.classes import templates_for
-from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
+from clipmerge.images.image_set import CaptionedImages, Images, LabelledImages, number_texts
 from clipmerge.learning.interpolate import WeightPath
 from clipmerge.models import ImageTextModel
 from clipmerge.models.classifier import Classifier, Prompts, classifier_for
@@ -35,8 +35,6 @@ from clipmerge.types import OutputDtype
 if TYPE_CHECKING:
     from clipmerge.evaluation.tradeoff import Correct
 
-#: Images with classes, or with captions.
-Images = LabelledImages | CaptionedImages
 #: Sets the weights of a path's model, for example to those at alpha 0.5. Such weights are a
 #: *point*.
 Move = Callable[[WeightPath], None]

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from clipmerge.evaluation.corruptions import corrupted_sets
-from clipmerge.evaluation.scorer import Images, Move, Scorer, stack_correct
+from clipmerge.evaluation.scorer import Move, Scorer, stack_correct
 from clipmerge.evaluation.tradeoff import (
     gains_over_curve,
     mean_accuracy,
     mean_estimate,
     question_of,
 )
-from clipmerge.images.image_set import CaptionedImages
+from clipmerge.images.image_set import CaptionedImages, Images
 from clipmerge.images.split import MAX_TEST
 from clipmerge.learning.interpolate import WeightPath
 from clipmerge.options import ImageOptions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -88,10 +87,8 @@ def read_pixels(
     """
     rank, world_size = share
     positions = range(len(pictures))
-    starts = enumerate(positions[::batch_size])
-    batches = {}
-    for number, start in itertools.islice(starts, rank, None, world_size):
-        batches[number] = positions[start : start + batch_size]
+    batches = [positions[start : start + batch_size] for start in positions[::batch_size]]
+    mine = range(rank, len(batches), world_size)
 
     def preprocess(position: int, encoded: Encoded) -> Tensor:
         return to_pixels([open_picture(pictures.name_of(position), encoded)])
@@ -101,11 +98,12 @@ def read_pixels(
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as decoding:
         try:
             # items are read in this thread, because not every data set is thread-safe
-            order = itertools.chain.from_iterable(batches.values())
-            jobs = (partial(preprocess, at, pictures[at]) for at in order)
+            jobs = (
+                partial(preprocess, at, pictures[at]) for number in mine for at in batches[number]
+            )
             images = prefetch(decoding, batch_size, jobs)
-            for number, batch in batches.items():
-                yield number, torch.cat([next(images) for _ in batch])
+            for number in mine:
+                yield number, torch.cat([next(images) for _ in batches[number]])
         finally:
             decoding.shutdown(wait=False, cancel_futures=True)
             # or threads that start later would inherit the one thread of the workers

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
-from clipmerge.errors import DataError, UsageError, counted, did_you_mean_path, shorten
+from clipmerge.errors import DataError, UsageError, did_you_mean_path
 from clipmerge.files import local_path
 from clipmerge.images.classes import ClassNames, name_classes
 from clipmerge.images.image_set import (
     CaptionedImages,
     Columns,
+    Images,
     LabelledImages,
     OpenedSource,
     number_texts,
+    require_all,
 )
 from clipmerge.images.registry import PublicSet, find_public_set, public_sets
 from clipmerge.types import Names
 
-# Texts are captions if they have at least so many words on average and most of them differ; names
-# of classes have one or two words.
+# Texts are captions if they have at least this many words on average, and most of them differ.
+# Names of classes have one or two words.
 _WORDS_OF_A_CAPTION = 3
 
 
 def open_images(
     source: Any, classes: ClassNames = None, *, columns: Columns | None = None
-) -> LabelledImages | CaptionedImages:
-    """Open images with classes or with captions. None is decoded yet.
+) -> Images:
+    """Open images with classes or with captions. No image is decoded yet.
 
     Args:
         source: The short name of a public data set (`clipmerge.images.registry`); a folder with one
@@ -41,7 +43,7 @@ def open_images(
             used unless the caption column is named.
 
     Raises:
-        DataError: If the source is not there, cannot be read, or lacks labels.
+        DataError: If the source does not exist, cannot be read, or has no labels.
     """
     columns = columns or Columns()
     if columns.label and columns.caption:
@@ -65,15 +67,11 @@ def open_images(
     if not len(opened.values):
         raise DataError(f"{opened.title}: holds no images")
     if _look_like_captions(opened) if opened.captioned is None else opened.captioned:
-        captioned = _with_captions(opened, classes)
-        _require_utf8(opened.title, chain.from_iterable(captioned.captions))
-        return captioned
-    labelled = _with_labels(opened, classes, known)
-    _require_utf8(opened.title, labelled.class_names)
-    return labelled
+        return _with_captions(opened, classes)
+    return _with_labels(opened, classes, known)
 
 
-def require_labelled(images: LabelledImages | CaptionedImages) -> LabelledImages:
+def require_labelled(images: Images) -> LabelledImages:
     """Raise an error if the images have captions and no classes."""
     if isinstance(images, CaptionedImages):
         raise DataError(
@@ -90,7 +88,7 @@ def _open_address(title: str, columns: Columns) -> OpenedSource:
             f"'{title}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT"
         )
     from clipmerge.images.folder import load_folder
-    from clipmerge.images.repository import choose_split, load_from_hub, splits_of_folder
+    from clipmerge.images.repository import files_of_split, load_from_hub, splits_of_folder
     from clipmerge.images.tables import load_files
 
     if title.startswith("hf://"):
@@ -106,7 +104,7 @@ def _open_address(title: str, columns: Columns) -> OpenedSource:
         if path.is_dir():
             folder, split = path, None
     if splits := splits_of_folder(folder):
-        return load_files(title, splits[choose_split(title, splits, split)], columns)
+        return load_files(title, files_of_split(title, splits, split), columns)
     if not path.is_dir():
         raise DataError(
             f"{title}: no such folder or file; give a folder with one subfolder per class or with"
@@ -118,42 +116,42 @@ def _open_address(title: str, columns: Columns) -> OpenedSource:
 
 
 def _look_like_captions(opened: OpenedSource) -> bool:
-    """Whether values are captions: lists of texts, or texts of several words that mostly differ."""
+    """Whether the values are captions: lists of texts, or different texts of several words."""
     values = opened.values
+    texts = [text for value in values for text in _as_list(value)]
+    if opened.class_names is not None or not all(isinstance(text, str) for text in texts):
+        return False
     if any(isinstance(value, (list, tuple)) for value in values):
         return True
-    if opened.class_names is not None or not all(isinstance(value, str) for value in values):
-        return False
-    words = sum(len(text.split()) for text in values)
-    return words >= _WORDS_OF_A_CAPTION * len(values) and 2 * len(set(values)) > len(values)
+    words = sum(len(text.split()) for text in texts)
+    return words >= _WORDS_OF_A_CAPTION * len(texts) and 2 * len(set(texts)) > len(texts)
+
+
+def _as_list(value: Any) -> Sequence[Any]:
+    """Return the captions of an image, one text or several, as a list."""
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _require_utf8(title: str, texts: Iterable[str]) -> None:
     """Raise an error if a text, such as an old folder's name, is not UTF-8."""
-    unreadable = [text for text in texts if text.encode(errors="ignore").decode() != text]
-    if unreadable:
-        are = counted(len(unreadable), "text is", "texts are")
-        raise DataError(
-            f"{title}: {are} not UTF-8: {shorten(unreadable, 3)}; rename class folders, save texts"
-            " as UTF-8, or name the classes with `classes`"
-        )
+    for text in texts:
+        if text.encode(errors="ignore").decode() != text:
+            raise DataError(
+                f"{title}: '{text}' is not UTF-8; rename class folders, save texts as UTF-8, or"
+                " name the classes with `classes`"
+            )
 
 
 def _with_captions(opened: OpenedSource, classes: ClassNames) -> CaptionedImages:
-    """Make images with captions of an opened source; empty captions are dropped."""
-    name_of = opened.pictures.name_of
+    """Make captioned images from an opened source, without empty captions."""
     captions: list[Names] = []
-    for at, value in enumerate(opened.values):
-        texts = value if isinstance(value, (list, tuple)) else [value]
-        if not all(isinstance(text, str) for text in texts):
-            raise DataError(f"{opened.title}: {name_of(at)} has a caption that is not a text")
-        captions.append(tuple(filter(None, map(str.strip, texts))))
-    if empty := [name_of(at) for at, texts in enumerate(captions) if not texts]:
-        have = counted(len(empty), "image has", "images have")
-        raise DataError(
-            f"{opened.title}: {have} no caption (of {len(captions)}): {shorten(empty, 3)}; write"
-            " one, or leave these images out"
-        )
+    for value in opened.values:
+        texts = [text.strip() for text in _as_list(value) if isinstance(text, str)]
+        captions.append(tuple(filter(None, texts)))
+    empty = [opened.pictures.name_of(at) for at, texts in enumerate(captions) if not texts]
+    remedy = "write one, or leave these images out"
+    require_all(opened.title, "caption", empty, len(captions), remedy)
+    _require_utf8(opened.title, chain.from_iterable(captions))
     notes = opened.notes
     if classes is not None:
         notes += (f"{opened.title}: its images have captions, so `classes` is not used",)
@@ -171,10 +169,11 @@ def _with_captions(opened: OpenedSource, classes: ClassNames) -> CaptionedImages
 def _with_labels(
     opened: OpenedSource, classes: ClassNames, known: PublicSet | None
 ) -> LabelledImages:
-    """Make images with classes of an opened source: number and name the classes."""
+    """Make labelled images from an opened source: number and name the classes."""
     if known:
         opened = known.describe(opened)
-    labels, names, notes = name_classes(opened, classes)
+    labels, names = name_classes(opened, classes)
+    _require_utf8(opened.title, names)
     return LabelledImages(
         opened.title,
         opened.pictures,
@@ -183,5 +182,5 @@ def _with_labels(
         opened.templates,
         known.imagenet_rows if known else (),
         revision=opened.revision,
-        notes=opened.notes + notes,
+        notes=opened.notes,
     )

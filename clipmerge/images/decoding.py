@@ -1,14 +1,13 @@
 """Open a picture upright, with at most eight bits per channel.
 
-The model's own processor does the rest. It converts to RGB, too: transformers puts transparent
-pictures on white, and open_clip drops their transparency. This module corrects two faults of
-processors: they ignore the orientation of the camera, and they clip grey pictures of 16 bits or of
-floats to white.
+The model's own processor does everything else, including the conversion to RGB: transformers puts
+transparent pictures on white, and open_clip drops their transparency. This module corrects two
+faults of processors: they ignore the camera's orientation, and they clip grey pictures of 16 bits
+or of floats to white.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -80,7 +79,7 @@ def to_rgb(image: Image) -> Image:
 
 
 def _open_encoded(encoded: Encoded) -> Image:
-    """Open a picture by its content, whatever its name."""
+    """Open a picture. Its content, not its name, decides the format."""
     from PIL import Image
 
     if isinstance(encoded, Image.Image):
@@ -88,28 +87,22 @@ def _open_encoded(encoded: Encoded) -> Image:
     content = Path(encoded).read_bytes() if isinstance(encoded, str) else encoded
     if not content:
         raise ValueError("no bytes")
-    if content[4:12] in _HEIC:
-        _register_heic()
+    if content[4:12] in _HEIC:  # the format of iPhones
+        try:
+            from pillow_heif import register_heif_opener  # type: ignore[import-not-found]
+        except ImportError:
+            raise DataError(
+                "is a HEIC picture, which needs pillow-heif: pip install pillow-heif"
+            ) from None
+        register_heif_opener()
     return Image.open(BytesIO(content))
-
-
-@cache
-def _register_heic() -> None:
-    """Let Pillow read HEIC, the format of iPhones."""
-    try:
-        from pillow_heif import register_heif_opener  # type: ignore[import-not-found]
-    except ImportError:
-        raise DataError(
-            "is a HEIC picture, which needs pillow-heif: pip install pillow-heif"
-        ) from None
-    register_heif_opener()
 
 
 def _scale_to_eight_bits(image: Image, written_as: str | None) -> Image:
     """Scale a grey picture of more than eight bits to eight bits."""
     from PIL import Image as Pillow
 
-    # in these formats Pillow widens 16 bits to 32; in others nobody knows which number is white
+    # Pillow widens the 16 bits of these formats to 32; the white of others is not known
     is_known = image.mode != "I" or written_as in ("PNG", "PPM")
     white = 1.0 if image.mode == "F" else 65535.0
     shares = np.asarray(image).astype(np.float32) / white

@@ -1,16 +1,22 @@
 """Pictures in folders: one subfolder per class, or captions in ``KEY.txt`` beside ``KEY.jpg``.
 
-Links are followed: data sets made by DVC, git-annex or a few lines of shell consist of them.
+Links are followed, because data sets made by DVC, git-annex or a few lines of shell consist of
+links.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from pathlib import Path
 
-from clipmerge.errors import DataError, counted, shorten
-from clipmerge.images.image_set import Columns, OpenedSource, pictures_in_files
+from clipmerge.errors import DataError, shorten
+from clipmerge.images.image_set import (
+    Columns,
+    OpenedSource,
+    lines_of,
+    pictures_in_files,
+    require_all,
+)
 from clipmerge.types import Names
 
 _SUFFIXES = frozenset(
@@ -30,30 +36,25 @@ def load_folder(title: str, folder: Path, columns: Columns) -> OpenedSource:
     Each subfolder is a class, whose pictures may lie at any depth. A folder without subfolders may
     have captions beside its pictures.
     """
-    pictures, others = _list_files(folder)
+    files = _list_files(folder)
+    pictures = [file for file in files if is_picture(file.name)]
     names = sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name)
+        file.name for file in folder.iterdir() if file.is_dir() and not is_hidden(file.name)
     )
     if columns.caption == "txt" or not (names or columns.label):
         return _load_captions(title, folder, pictures)
+    inside = [file for file in pictures if file.parent != folder]
     depth = len(folder.parts)
-
-    def is_inside(file: Path) -> bool:
-        return len(file.parts) > depth + 1
-
-    inside = list(filter(is_inside, pictures))
     labels = [file.parts[depth] for file in inside]
     if empty := sorted(set(names).difference(labels)):
         raise DataError(
             f"{folder / empty[0]}: this class folder holds no images; add some, remove the folder,"
             " or name the folder right above the class folders"
         )
-    beside = [file for file in pictures if not is_inside(file)]
-    unread = Counter(file.suffix or file.name for file in (*filter(is_inside, others), *beside))
     notes: Names = ()
-    if unread:
-        kinds = shorten(f"{count} {kind}" for kind, count in unread.most_common())
-        notes = (f"{title}: not read, because they are no images in a class folder: {kinds}",)
+    if unread := sorted(set(files) - set(inside)):
+        listed = shorten(file.name for file in unread)
+        notes = (f"{title}: not read, because they are no images in a class folder: {listed}",)
     shown = pictures_in_files(list(map(str, inside)))
     return OpenedSource(title, shown, labels, captioned=False, notes=notes)
 
@@ -67,22 +68,13 @@ def _load_captions(title: str, folder: Path, pictures: list[Path]) -> OpenedSour
             f" captions beside the images, such as 1.txt beside 1.jpg (if it is one of the classes,"
             f" give the folder above it, {folder.resolve().parent})"
         )
-    if missing:
-        have = counted(len(missing), "image has", "images have")
-        raise DataError(
-            f"{title}: {have} no text with captions ({shorten(missing, 3)}); write them beside the"
-            " image, to a file with the same name and the suffix .txt"
-        )
+    remedy = "write it beside the image, to a file with the same name and the suffix .txt"
+    require_all(title, "text with captions", missing, len(pictures), remedy)
     captions = [
-        caption_lines(path.with_suffix(".txt").read_text("utf-8", "replace")) for path in pictures
+        lines_of(path.with_suffix(".txt").read_text("utf-8", "replace")) for path in pictures
     ]
     shown = pictures_in_files(list(map(str, pictures)))
     return OpenedSource(title, shown, captions, captioned=True)
-
-
-def caption_lines(text: str) -> list[str]:
-    """Split the text of a file into captions, one per line."""
-    return list(filter(None, map(str.strip, text.splitlines())))
 
 
 def is_picture(name: str) -> bool:
@@ -90,12 +82,11 @@ def is_picture(name: str) -> bool:
     return Path(name).suffix.lower() in _SUFFIXES
 
 
-def _list_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """List pictures and other files in a folder and its subfolders, sorted. A folder to which
-    several links lead is listed once.
+def _list_files(folder: Path) -> list[Path]:
+    """List the files in a folder and its subfolders, sorted. A folder with several links to
+    it is listed once.
     """
-    pictures: list[Path] = []
-    others: list[Path] = []
+    listed: list[Path] = []
     seen: set[Path] = set()
     for inside, folders, files in os.walk(folder, followlinks=True):
         real = Path(inside).resolve()
@@ -104,8 +95,5 @@ def _list_files(folder: Path) -> tuple[list[Path], list[Path]]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in sorted(files):
-            file = Path(inside, name)
-            if not is_hidden(name):
-                (pictures if is_picture(name) else others).append(file)
-    return pictures, others
+        listed += [Path(inside, name) for name in sorted(files) if not is_hidden(name)]
+    return listed

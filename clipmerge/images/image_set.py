@@ -6,13 +6,13 @@ source. `clipmerge.images.dataset` turns it into `LabelledImages` or `CaptionedI
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 
-from clipmerge.errors import DataError
+from clipmerge.errors import DataError, counted, shorten
 from clipmerge.images.decoding import open_picture, to_rgb
 from clipmerge.types import Names, Shape
 
@@ -34,7 +34,7 @@ class Columns:
 
     image: str | None = None  # column of a table, or file ending in a tar
     label: str | None = None  # the same; ``json.KEY`` for a key of a tar's JSON files
-    caption: str | None = None  # the same; if it is given, captions are read in place of classes
+    caption: str | None = None  # the same; if given, captions are read instead of classes
 
     @property
     def captioned(self) -> bool | None:
@@ -44,9 +44,24 @@ class Columns:
         return False if self.label else None
 
 
-def get_first(fields: Mapping[str, Any], names: Iterable[str]) -> Any:
-    """Return the value of the first name that is among the fields; ``None`` if none is."""
-    return next((fields[name] for name in names if name in fields), None)
+def lines_of(text: str) -> list[str]:
+    """Split a text into lines without blanks around them; empty lines are dropped."""
+    return list(filter(None, map(str.strip, text.splitlines())))
+
+
+def require_all(title: str, thing: str, lacking: Sequence[str], count: int, remedy: str) -> None:
+    """Raise an error if some images have no label, caption or file (``thing``).
+
+    Args:
+        title: Title of the source.
+        thing: A noun for the message.
+        lacking: Names of the images without it.
+        count: Number of all images.
+        remedy: The next step for the user.
+    """
+    if lacking:
+        have = counted(len(lacking), "image has", "images have")
+        raise DataError(f"{title}: {have} no {thing} (of {count}): {shorten(lacking, 3)}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -101,9 +116,6 @@ class OpenedSource:
 class ImageSource:
     """Images of one source with a label each; each image is decoded when it is needed."""
 
-    # whether labels are classes: different pictures then share a label
-    labels_are_classes: ClassVar[bool] = True
-
     source: str
     pictures: Pictures
     # each image's class index; for captions, the number of its first caption among the different
@@ -152,8 +164,6 @@ class LabelledImages(ImageSource):
 class CaptionedImages(ImageSource):
     """Images with their captions."""
 
-    labels_are_classes: ClassVar[bool] = False
-
     captions: tuple[Names, ...]  # captions of each image, at least one
 
     @property
@@ -195,6 +205,10 @@ class CaptionedImages(ImageSource):
         """Select images with all their captions, in the order of the positions."""
         captions = tuple(self.captions[at] for at in positions)
         return replace(super().subset(positions), captions=captions)
+
+
+#: Images with classes, or with captions.
+Images: TypeAlias = LabelledImages | CaptionedImages
 
 
 def number_texts(texts: Iterable[str], known: Iterable[str] = ()) -> tuple[Shape, Names]:

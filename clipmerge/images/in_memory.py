@@ -43,8 +43,8 @@ def load_in_memory(data: Any, columns: Columns) -> OpenedSource:
 
 
 def _stored_labels(data: Any) -> Any:
-    """Return the list of labels that a data set of torchvision, or a subset of one, has beside its
-    images; ``None`` if labels come only with the images.
+    """Return the labels that torchvision's data sets, and subsets of them, store in a list;
+    ``None`` if labels come only with the images.
     """
     from torch.utils.data import Subset
 
@@ -89,7 +89,7 @@ def _as_picture(name: str, image: Any) -> Any:
         if values.dtype != np.uint8 or values.ndim < 2 or not values.size:
             raise TypeError
         return Image.fromarray(values)
-    except TypeError:  # Pillow's own for other shapes
+    except TypeError:  # Pillow raises it for other shapes
         raise DataError(
             f"{name}: is {type(image).__name__} of {kind}, shape {shape}; expected a path, a PIL"
             " image, whole numbers of 0 to 255 (uint8) or floats of 0 to 1; give a data set without"

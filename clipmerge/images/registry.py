@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import yaml
 
@@ -39,8 +38,8 @@ class PublicSet:
         split: The default split, or ``CONFIG/SPLIT``.
         classes: The list of class names in ``classes/``, if there is one.
         templates: Templates or names of template sets; empty if only the repository has them.
-        rows: Each class's number or numbers among ImageNet's 1000 classes; ``all`` if the set has
-            ImageNet's classes.
+        rows: Each class's number or numbers among ImageNet's 1000 classes. With ImageNet's own
+            classes, this is empty.
     """
 
     title: str
@@ -48,7 +47,13 @@ class PublicSet:
     split: str = "test"
     classes: str = ""
     templates: Names = ()
-    rows: Literal["all"] | tuple[int | Shape, ...] = ()
+    rows: tuple[int | Shape, ...] = ()
+
+    @property
+    def imagenet_rows(self) -> tuple[Shape, ...]:
+        """Each class's rows in a head for ImageNet's 1000 classes; empty if unknown."""
+        rows = range(IMAGENET_CLASSES) if self.classes == "imagenet" else self.rows
+        return tuple((row,) if isinstance(row, int) else tuple(row) for row in rows)
 
     @property
     def class_names(self) -> Names:
@@ -58,26 +63,15 @@ class PublicSet:
         names = class_list("imagenet")
         return tuple(names[rows[0]] for rows in self.imagenet_rows)
 
-    @property
-    def prompts(self) -> Names:
-        """The templates; empty if the set has none."""
-        return check_templates(self.templates)
-
-    @property
-    def imagenet_rows(self) -> tuple[Shape, ...]:
-        """Each class's rows in a head for ImageNet's 1000 classes; empty if unknown."""
-        if self.rows == "all":
-            return tuple((row,) for row in range(IMAGENET_CLASSES))
-        return tuple((row,) if isinstance(row, int) else tuple(row) for row in self.rows)
-
     def describe(self, opened: OpenedSource) -> OpenedSource:
         """Add class names and templates to an opened set, unless its repository has its own, as
         CLIP_benchmark's have.
         """
-        has_names = opened.verbatim and opened.class_names is not None
-        if has_names or not self.class_names:
+        names = self.class_names
+        if not names or (opened.verbatim and opened.class_names is not None):
             return opened
-        return replace(opened, class_names=self.class_names, verbatim=True, templates=self.prompts)
+        templates = check_templates(self.templates)
+        return replace(opened, class_names=names, verbatim=True, templates=templates)
 
 
 def find_public_set(source: str) -> tuple[PublicSet | None, str]:
@@ -120,15 +114,7 @@ def imagenet_names(ids: Names) -> Names | None:
     """Return ImageNet's class names for WordNet ids, or ``None`` if some are not ImageNet's."""
     known = _read_lines("imagenet_ids.txt")  # in the order of the classes
     by_id = dict(zip(known, class_list("imagenet"), strict=True))
-    if set(ids) <= by_id.keys():
-        return tuple(by_id[name] for name in ids)
-    return None
-
-
-def template_set(name: str) -> Names:
-    """Read the templates of a set."""
-    lines = _read_lines(f"templates/{name}.txt")
-    return tuple(line for line in lines if not line.startswith("#"))
+    return tuple(by_id[name] for name in ids) if set(ids) <= by_id.keys() else None
 
 
 def check_templates(templates: Sequence[str]) -> Names:
@@ -142,7 +128,8 @@ def check_templates(templates: Sequence[str]) -> Names:
         if "{}" in template:
             checked.append(template)
         elif text in sets:
-            checked += template_set(text)
+            lines = _read_lines(f"templates/{text}.txt")
+            checked += [line for line in lines if not line.startswith("#")]
         else:
             raise UsageError(
                 f"`template` '{text}': has no {{}} for the class name, as in '{DEFAULT_TEMPLATE}',"

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files import replace_bytes, user_cache
@@ -16,9 +15,9 @@ from clipmerge.hub import as_hub_errors
 from clipmerge.images.image_set import Columns, OpenedSource
 from clipmerge.images.tables import (
     TABLES,
+    build_table,
     import_datasets,
     load_files,
-    parquet_options,
     report_read_errors,
 )
 from clipmerge.images.tar import TEXTS
@@ -72,38 +71,31 @@ def load_from_hub(title: str, columns: Columns) -> OpenedSource:
 def _download_split(
     title: str, repo: str, revision: str | None, config: str | None, split: str | None
 ) -> tuple[str | None, list[str]]:
-    """Download a split at the commit to which the revision points now. Return the commit and the
-    files: tar files, or the Arrow files that `datasets` makes of all others.
+    """Download a split at the current commit of a revision. Return the commit and the files: tar
+    files, or the Arrow files into which `datasets` converts all others.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     about = HfApi().dataset_info(repo, revision=revision)
     splits = _files_by_split((file.rfilename for file in about.siblings or ()), (".tar",))
     if splits:
-        files = splits[choose_split(title, splits, split)]
+        files = files_of_split(title, splits, split)
         folder = snapshot_download(
             repo, repo_type="dataset", revision=about.sha, allow_patterns=[*files, *TEXTS]
         )
         return about.sha, [str(Path(folder, file)) for file in files]
 
-    datasets = import_datasets()
-    builder = datasets.load_dataset_builder(repo, config, revision=about.sha)
-    files_of = {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
-    name = choose_split(title, files_of, split)
+    builder = import_datasets().load_dataset_builder(repo, config, revision=about.sha)
+    splits = {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
+    files = files_of_split(title, splits, split)
     with report_read_errors(title):
-        table = datasets.load_dataset(
-            builder.name,
-            data_files={name: files_of[name]},
-            split=name,
-            features=builder.info.features,
-            **(parquet_options() if builder.name == "parquet" else {}),
-        )
+        table = build_table(builder.name, files, builder.info.features)
     return about.sha, [file["filename"] for file in table.cache_files]
 
 
 def _files_by_split(names: Iterable[str], suffixes: Sequence[str]) -> dict[str, list[str]]:
-    """Group files with these suffixes by split, which is a word in the file's name or else its
-    folder. Files are sorted by the numbers in their names.
+    """Group files with these suffixes by split, and sort them by the numbers in their names. The
+    split is a word in the file's name, or else the name of its folder.
     """
     splits: dict[str, list[str]] = {}
     for name in sorted(names, key=_by_number):
@@ -120,13 +112,12 @@ def _by_number(name: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def choose_split(title: str, splits: Mapping[str, Any], wanted: str | None) -> str:
-    """Return the split that the user named, or the only one."""
-    name = next(iter(splits)) if not wanted and len(splits) == 1 else wanted or ""
-    if name not in splits:
-        what = f"no split '{wanted}'" if wanted else "which split?"
-        raise DataError(
-            f"{title}: {what} (splits: {shorten(splits, 12)}); write it after a"
-            f" colon.{did_you_mean(name, splits)}"
-        )
-    return name
+def files_of_split(title: str, splits: Mapping[str, list[str]], wanted: str | None) -> list[str]:
+    """Return the files of the split that the user named, or of the only split."""
+    name = wanted or (next(iter(splits)) if len(splits) == 1 else "")
+    if name in splits:
+        return splits[name]
+    raise DataError(
+        f"{title}: write one of its splits after a colon"
+        f" ({shorten(splits, 12)}).{did_you_mean(name, splits)}"
+    )

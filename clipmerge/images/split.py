@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from clipmerge.images.copies import Thumbnails
-from clipmerge.images.image_set import ImageSource, balanced_sample, positions_by_class
+from clipmerge.images.image_set import (
+    CaptionedImages,
+    Images,
+    balanced_sample,
+    positions_by_class,
+)
 from clipmerge.types import Names, Shape
 
 #: Share of the sampled images that judge the result, and share of the rest that choose it.
 SHARE = 0.2
-#: At most so many images judge: more would cost time and hardly narrow the intervals.
+#: Largest number of images that judge. More would cost time and hardly narrow the intervals.
 MAX_TEST = 256
-
-Images = TypeVar("Images", bound=ImageSource)
 
 
 @dataclass(frozen=True)
-class Split(Generic[Images]):
+class Split:
     """Images of one source by their use. No two are copies of one picture.
 
     Attributes:
@@ -41,29 +43,30 @@ class Split(Generic[Images]):
     train: Images | None
     val: Images | None
     test: Images | None
-    thumbnails: Thumbnails[Images]
+    thumbnails: Thumbnails
     available: int
     copies: int
     test_chooses: bool = False
-    ood: Mapping[str, Split[Any]] = field(default_factory=dict)
+    ood: Mapping[str, Split] = field(default_factory=dict)
 
     @property
     def notes(self) -> Names:
-        """Note that copies were left out: they would count twice, or both teach and judge."""
+        """A note if copies were left out, which would count twice, or both teach and judge."""
         if not self.copies:
             return ()
         kept = self.thumbnails.images
-        are = f"{self.copies} of the {len(kept) + self.copies} sampled images"
-        return (f"{kept.source}: {are} show what another one shows; of such copies one is used",)
+        sampled = len(kept) + self.copies
+        are = f"{self.copies} of the {sampled} sampled images are copies of others"
+        return (f"{kept.source}: {are}, and are left out",)
 
 
 def split_images(
     images: Images, count: int, seed: int, *, val: float = SHARE, test: float = SHARE
-) -> Split[Images]:
+) -> Split:
     """Draw images, and divide them into images that teach, choose and judge.
 
     If there are enough images, ``count`` of them teach and choose, and the rest judge. If there are
-    fewer, the shares divide them. Only one of several copies is used, so that no picture both
+    fewer, the shares divide them. Of several copies, only the first is used. So no picture both
     teaches and judges.
 
     Args:
@@ -88,7 +91,7 @@ def split_images(
     if test_chooses:
         choose = [*judge, *choose]
         # but a caption that chooses may also belong to an image that is learned from
-        if images.labels_are_classes:
+        if not isinstance(images, CaptionedImages):
             judge = choose[:MAX_TEST]
     return Split(
         train=sampled.subset(train),
@@ -101,7 +104,7 @@ def split_images(
     )
 
 
-def split_shift(drawn: Thumbnails[Images], seed: int, *, teaches: bool) -> Split[Images]:
+def split_shift(drawn: Thumbnails, seed: int, *, teaches: bool) -> Split:
     """Let half of each class teach and half judge; without ``teaches`` all images judge."""
     alone = drawn.without_copies()
     images = alone.images
@@ -137,60 +140,65 @@ def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[i
         return []
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator).tolist()
-    ranks = {
-        at: (place == size, 2 * place > size, place)
-        for at, place, size in _places_in_class(order, labels)
-    }
     count = max(1, round(share * len(labels)))
     count = min(count, len(labels) - 1)
-    return sorted(sorted(order, key=ranks.__getitem__)[:count])
+    return _pick_first(
+        order, labels, count, lambda place, size: (place == size, 2 * place > size, place)
+    )
 
 
-def _pick_for_one_use(images: ImageSource, available: Shape, count: int, seed: int) -> list[int]:
-    """Pick the same share of every class, or all images of some captions. Return their positions
-    in ascending order. ``available`` has the labels of the whole source.
+def _pick_for_one_use(images: Images, available: Shape, count: int, seed: int) -> list[int]:
+    """Pick images of a sample, and return their positions in ascending order.
+
+    With classes, the same share of every class is picked. A class's only image in the source is
+    never picked, so that it can teach. A class's only image in the sample is picked last.
+
+    With captions, all images of a caption are picked or none, so that no caption is used for
+    learning and judging.
+
+    Args:
+        images: The sample.
+        available: Labels of all images of the source.
+        count: Number of images to pick, at most.
+        seed: Seed of the order.
     """
-    if images.labels_are_classes:
-        return _pick_same_share(available, images.labels, count, seed)
-    return _pick_whole_groups(images.labels, count, seed)
-
-
-def _pick_same_share(available: Shape, labels: Shape, count: int, seed: int) -> list[int]:
-    """Pick the same share of every class of a sample. Return positions in ascending order.
-
-    A class's only image in the source is never picked, so that it can teach. A class's only image
-    in the sample is picked last.
-    """
+    if isinstance(images, CaptionedImages):
+        return _pick_whole_groups(images.labels, count, seed)
     there = Counter(available)
-    shared = [at for at, label in enumerate(labels) if there[label] > 1]
-    shared_labels = tuple(labels[at] for at in shared)
-    order = balanced_sample(shared_labels, len(shared), seed)
-    # the k-th of a class's n images is picked at time (k - 1/2) / n; the last image of each class
-    # comes after all others
-    ranks = {
-        at: (place == size, (place - 0.5) / size)
-        for at, place, size in _places_in_class(order, shared_labels)
-    }
-    ranked = sorted(order, key=ranks.__getitem__)
-    return sorted(shared[at] for at in ranked[:count])
+    shared = [at for at, label in enumerate(images.labels) if there[label] > 1]
+    labels = tuple(images.labels[at] for at in shared)
+    order = balanced_sample(labels, len(shared), seed)
+    # the k-th of a class's n images comes at time (k - 1/2) / n
+    picked = _pick_first(
+        order, labels, count, lambda place, size: (place == size, (place - 0.5) / size)
+    )
+    return [shared[at] for at in picked]
 
 
-def _places_in_class(order: Iterable[int], labels: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield each position, its rank among the images of its class, from 1, and the size of the
-    class.
+def _pick_first(
+    order: Sequence[int],
+    labels: Sequence[int],
+    count: int,
+    rank: Callable[[int, int], tuple[float, ...]],
+) -> list[int]:
+    """Pick the ``count`` images of lowest rank, and return their positions in ascending order.
+
+    An image's rank depends on its place in its class, from 1 in the given order, and on the size of
+    the class.
     """
     sizes = Counter(labels)
     seen = Counter[int]()
+    ranks: dict[int, tuple[float, ...]] = {}
     for at in order:
         label = labels[at]
         seen[label] += 1
-        yield at, seen[label], sizes[label]
+        ranks[at] = rank(seen[label], sizes[label])
+    return sorted(sorted(order, key=ranks.__getitem__)[:count])
 
 
 def _pick_whole_groups(labels: Shape, count: int, seed: int) -> list[int]:
-    """Pick labels at random, with at most ``count`` images. Return positions in ascending order.
-
-    All images of a label are picked or none, so that no caption is used for learning and judging.
+    """Pick labels at random, with at most ``count`` images. Return the images' positions in
+    ascending order.
     """
     groups = positions_by_class(labels, range(len(labels)))
     rng = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
 """Tables of pictures: Parquet, CSV, TSV, JSON Lines and Arrow files, and a `datasets.Dataset`.
 
-The library `datasets` copies them to its cache, from which it reads single rows.
+The library `datasets` copies them to its cache, and reads single rows from there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clipmerge.errors import DataError, counted, did_you_mean, shorten
+from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files import local_path
 from clipmerge.images.image_set import (
     CAPTION_NAMES,
@@ -22,6 +22,7 @@ from clipmerge.images.image_set import (
     OpenedSource,
     Pictures,
     pictures_in_files,
+    require_all,
 )
 from clipmerge.images.tar import load_tars
 
@@ -34,9 +35,7 @@ _ROWS_AT_ONCE = 256
 
 
 def import_datasets() -> Any:
-    """Import `datasets` when it is needed, which takes a second, and keep its progress bars for
-    terminals.
-    """
+    """Import `datasets`, which takes a second. Its progress bars are only for terminals."""
     import datasets
 
     if not sys.stderr.isatty():
@@ -61,56 +60,55 @@ def load_files(title: str, files: Sequence[str], columns: Columns) -> OpenedSour
 def _read_tables(suffix: str, files: list[str]) -> Any:
     """Read files of one kind into one `datasets.Dataset`."""
     datasets = import_datasets()
-    table = datasets.Dataset
     if suffix == ".parquet":
-        return table.from_parquet(files, **parquet_options())
+        return build_table("parquet", files)
     if suffix == ".jsonl":
-        return table.from_json(files)
-    read = table.from_file if suffix == ".arrow" else _read_csv
+        return build_table("json", files)
+    read = datasets.Dataset.from_file if suffix == ".arrow" else _read_csv
     return datasets.concatenate_datasets(list(map(read, files)))
 
 
-def parquet_options() -> dict[str, Any]:
-    """Make options for `datasets` with which memory holds one row group of a Parquet file."""
-    from pyarrow.dataset import ParquetFragmentScanOptions
+def build_table(builder: str, files: Sequence[str], features: Any = None) -> Any:
+    """Copy files to the cache of `datasets` as one table, unless they are there."""
+    options: dict[str, Any] = {}
+    if builder == "parquet":  # memory holds one row group
+        from pyarrow.dataset import ParquetFragmentScanOptions
 
-    scan = ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
-    return {"batch_size": _ROWS_AT_ONCE, "fragment_scan_options": scan}
+        scan = ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
+        options = {"batch_size": _ROWS_AT_ONCE, "fragment_scan_options": scan}
+    return import_datasets().load_dataset(
+        builder, data_files=list(files), split="train", features=features, **options
+    )
 
 
 def _read_csv(file: str) -> Any:
-    """Read a table whose fields are separated by tabs (as for open_clip), semicolons or commas,
-    whatever its suffix.
+    """Read a table with tabs (as for open_clip), semicolons or commas between its fields. The
+    heading, not the suffix, shows which.
     """
-    import datasets
-
     text = Path(file).read_text(encoding="utf-8-sig")
     heading, _, _ = text.partition("\n")
     mark = "\t" if "\t" in heading else ";" if "," not in heading else ","
 
-    def read(strict: bool) -> dict[str, list[str]]:
-        """Read the columns; empty lines are left out."""
-        rows = csv.DictReader(
-            io.StringIO(text), delimiter=mark, skipinitialspace=True, strict=strict
-        )
-        columns: dict[str, list[str]] = {name: [] for name in rows.fieldnames or ()}
+    def read(strict: bool) -> list[list[str]]:
+        """Read the rows; empty lines are left out."""
+        rows = csv.reader(io.StringIO(text), delimiter=mark, skipinitialspace=True, strict=strict)
         try:
-            for row in rows:
-                if None in row or None in row.values():  # too many or too few
-                    raise ValueError(f"line {rows.line_num} has more or fewer fields than line 1")
-                for name, field in row.items():
-                    columns[name].append(field)
+            return [row for row in rows if row]
         except csv.Error:
             raise ValueError(
-                f"line {rows.reader.line_num}: a quote that opens a field is not closed; close it,"
-                " and double quotes inside of texts"
+                f"line {rows.line_num}: a quote that opens a field is not closed; close it, and"
+                " double quotes inside of texts"
             ) from None
-        return columns
 
-    columns = read(strict=False)
-    if any("\n" in field for fields in columns.values() for field in fields):
+    rows = read(strict=False)
+    if any("\n" in field for row in rows for field in row):
         read(strict=True)  # a quote that is not closed swallows rows
-    return datasets.Dataset.from_dict(columns)
+    names = rows.pop(0) if rows else []
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(names):
+            raise ValueError(f"row {number} has more or fewer fields than row 1")
+    columns = {name: [row[at] for row in rows] for at, name in enumerate(names)}
+    return import_datasets().Dataset.from_dict(columns)
 
 
 def load_dataset(title: str, data: Any, columns: Columns, folder: Path = Path()) -> OpenedSource:
@@ -132,9 +130,7 @@ def load_dataset(title: str, data: Any, columns: Columns, folder: Path = Path())
         title, "image", columns.image, pictures or usual(_FILE_NAMES), schema.names
     )
     wanted = columns.caption or columns.label
-    text = _pick_column(
-        title, "label or caption", wanted, labels or usual(CAPTION_NAMES), schema.names
-    )
+    text = _pick_column(title, "label", wanted, labels or usual(CAPTION_NAMES), schema.names)
     captioned = not labels if columns.captioned is None else columns.captioned
 
     def read(column: str) -> Any:
@@ -146,31 +142,27 @@ def load_dataset(title: str, data: Any, columns: Columns, folder: Path = Path())
     if image in pictures:
         shown = _pictures_of_rows(title, images)
     else:
-        paths = _find_files(title, images[:].column(0).to_pylist(), folder)
+        files = _find_files(title, images[:].column(0).to_pylist(), folder)
         if captioned:
-            paths, values = _join_captions(paths, values)
-        shown = pictures_in_files(paths)
+            joined = _join_captions(files, values)
+            files, values = list(joined), list(joined.values())
+        shown = pictures_in_files(files)
     return OpenedSource(title, shown, values, captioned, class_names.get(text))
 
 
 def _pick_column(
     title: str, kind: str, wanted: str | None, found: Sequence[str], columns: Sequence[str]
 ) -> str:
-    """Return the user's column, or else the candidate named like its kind, or else the only
-    candidate.
-    """
-    if wanted:
-        if wanted in columns:
-            return wanted
-        what = f"no column '{wanted}'"
-    elif len(found) == 1 or kind in found:
-        return kind if kind in found else found[0]
-    else:
-        what = f"several {kind} columns ({shorten(found)})" if found else f"no {kind} column"
-    flags = " or ".join(f"`{name}_column`" for name in kind.split(" or "))
+    """Return the user's column, or else the only candidate or the one named like its kind."""
+    if not wanted and len(found) == 1:
+        return found[0]
+    name = wanted or kind
+    if name in (columns if wanted else found):
+        return name
+    flags = "`image_column`" if kind == "image" else "`label_column` or `caption_column`"
     raise DataError(
-        f"{title}: {what} (columns: {shorten(columns, 12)}); name it with"
-        f" {flags}.{did_you_mean(wanted or '', columns)}"
+        f"{title}: no column '{name}' (columns: {shorten(columns, 12)}); name one with"
+        f" {flags}.{did_you_mean(name, columns)}"
     )
 
 
@@ -186,35 +178,24 @@ def _pictures_of_rows(title: str, images: Any) -> Pictures:
     return Pictures(get, f"{title}, row {{}}".format, range(len(images)))
 
 
-def _join_captions(files: list[str], values: list[Any]) -> tuple[list[str], list[Any]]:
-    """Collect the captions of each picture from all rows that name it. Return pictures and lists
-    of captions.
-    """
+def _join_captions(files: list[str], values: list[Any]) -> dict[str, list[Any]]:
+    """Collect the captions of each picture: several rows may name one file."""
     captions: dict[str, list[Any]] = {}
     for file, value in zip(files, values, strict=True):
-        listed = value if isinstance(value, list) else [value]
-        captions.setdefault(file, []).extend(listed)
-    return list(captions), list(captions.values())
+        captions.setdefault(file, []).extend(value if isinstance(value, list) else [value])
+    return captions
 
 
 def _find_files(title: str, names: Sequence[Any], folder: Path) -> list[str]:
-    """Find the files that the rows of a table name, in its folder or else the working folder."""
-    files: list[str] = []
-    missing: list[str] = []
-    for row, name in enumerate(map(str, names), 1):
+    """Find the files of a table in its folder, or else in the working folder."""
+    files: list[Path] = []
+    for name in map(str, names):
         file = folder / name
-        if not file.is_file():
-            file = local_path(name)
-        if not file.is_file():
-            missing.append(f"row {row}, {name}")
-        files.append(str(file))
-    if missing:
-        are = counted(len(missing), "file is", "files are")
-        raise DataError(
-            f"{title}: {are} missing (of {len(files)}): {shorten(missing, 3)}; names start from"
-            f" {folder} or the working folder. Add the files, or remove these rows"
-        )
-    return files
+        files.append(file if file.is_file() else local_path(name))
+    missing = [f"row {row}, {file}" for row, file in enumerate(files, 1) if not file.is_file()]
+    remedy = f"add it to {folder} or the working folder, or remove the row"
+    require_all(title, "file", missing, len(files), remedy)
+    return list(map(str, files))
 
 
 @contextmanager
@@ -226,5 +207,5 @@ def report_read_errors(title: str) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = next(iter(str(cause).strip().splitlines()), "") or type(cause).__name__
+        reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
         raise DataError(f"{title}: cannot be read ({reason})") from error

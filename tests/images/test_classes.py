@@ -13,7 +13,6 @@ from clipmerge.images.registry import (
     find_public_set,
     imagenet_names,
     public_sets,
-    template_set,
 )
 from tests.support.image_files import load_images
 from tests.support.tiny_clip import save_images
@@ -36,7 +35,7 @@ def named(source: Any, names: Any = None) -> dict[str, str]:
         (map(str, range(12)), WORDS, WORDS),  # 10 is not the third
         ([f"{number:03}" for number in range(1, 13)], WORDS, WORDS),  # from 1
         (["0", "1"], '{"1": "new", "0": "old"}', ["old", "new"]),
-        (["0", "7"], ["x", "y", "z"], ["has 3 class names, and the labels go to 7"]),
+        (["0", "7"], ["x", "y", "z"], ["has 3 class names, there are 8 classes"]),
         (["blue_ring", "red_star"], None, ["blue ring", "red star"]),
         (["blue_ring", "red_star"], "red_star\nblue_ring\n", ["blue ring", "red star"]),
         (["Dog", "bird", "red_fox"], ["dog", "Red Fox", "bird"], ["dog", "bird", "Red Fox"]),
@@ -46,10 +45,11 @@ def named(source: Any, names: Any = None) -> dict[str, str]:
             ["a hound", "a bird", "a fox"],
         ),
         ([f"{at}.{word.replace(' ', '_')}" for at, word in enumerate(WORDS)], None, WORDS),
+        (["0.zero", "1.one"], None, ["zero", "one"]),
         (["3-series", "5-series", "7.62mm"], None, ["3-series", "5-series", "7.62mm"]),
         (["n01440764", "n15075141"], None, ["tench", "toilet paper"]),
-        (["bird", "dog"], '{"bird": "b"}', ["has no name for 1 class: dog"]),
-        (["bird", "dog"], '["b", null]', ["null is not a class name; write a text"]),
+        (["bird", "dog"], '{"bird": "b"}', ["has no name for dog; give one per class"]),
+        (["bird", "dog"], '["b", null]', ["None is not a class name; write a text"]),
         (["bird", "dog"], '{"', ["cannot be read as class names"]),
     ],
 )
@@ -67,14 +67,10 @@ def test_names_of_classes(there: Any, given: Any, expected: Any, tmp_path: Path)
         assert named(source, given) == dict(zip(there, expected, strict=True))
 
 
-def test_doubtful_names_are_noted(tmp_path: Path) -> None:
-    numbered = load_images(save_images(tmp_path / "y", each=1, classes=("0.zero", "1.one")))
-    assert "class '0.zero' is prompted as 'zero'" in numbered.notes[0]
-
-
 def test_prompts_are_class_by_class_and_template_sets_go_by_name() -> None:
     assert class_prompts(("a", "b"), ("{}", "{}, {}")) == ["a", "a, a", "b", "b, b"]
-    assert [len(template_set(name)) for name in ("openai-80", "openai-7", "simple")] == [80, 7, 1]
+    sets = ("openai-80", "openai-7", "simple")
+    assert [len(check_templates([name])) for name in sets] == [80, 7, 1]
     assert check_templates(["simple", "a {c}!"]) == ("a photo of a {}.", "a {}!")
     with pytest.raises(UsageError, match=r"is not a template set .*Did you mean 'openai-80'"):
         check_templates(["openai-8"])
@@ -83,7 +79,7 @@ def test_prompts_are_class_by_class_and_template_sets_go_by_name() -> None:
 def test_every_public_set_is_well_formed() -> None:
     for name, known in public_sets().items():
         assert find_public_set(name)[0] is known
-        assert all("{}" in template for template in known.prompts), name
+        assert all("{}" in template for template in check_templates(known.templates)), name
         if known.imagenet_rows and known.class_names:
             assert len(known.imagenet_rows) == len(known.class_names), name
     objects = public_sets()["objectnet"]

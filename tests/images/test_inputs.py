@@ -148,7 +148,6 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
     "links": links,
     "CSV": lambda f: table(f, "x.csv", "label"),
     "metadata.jsonl": lambda f: table(f, "metadata.jsonl", "label").parent,
-    "Parquet": lambda f: hub_table(f / "x.parquet"),
     "folder like the Hub's": lambda f: shards(f / "data").parent,
     "tar": lambda f: archive(f / "x.tar"),
     "JSON in tar": lambda f: archive(f / "x.tar", ending="json"),
@@ -173,12 +172,12 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
 CAPTIONED: dict[str, Callable[[Path], Any]] = {
     "KEY.txt": keys,
     "CSV": lambda f: table(f, "x.csv", "title"),
-    "JSONL": lambda f: table(f, "x.jsonl", "text"),
     "tar": lambda f: archive(f / "x.tar", ending="txt"),
     "CLIP_benchmark's": lambda f: save_files(
         f / "set", webdataset(f, [CAPTIONS], "txt", {"dataset_type.txt": ["retrieval"]})
     ),
     "list": lambda _: pairs(CAPTIONS),
+    "list of lists": lambda _: pairs([[caption, " "] for caption in CAPTIONS]),
 }
 
 
@@ -230,8 +229,11 @@ def test_a_split_on_the_hub_is_read_at_its_commit_and_again_offline(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("hf://datasets/acme/cars:tset", r"no split 'tset' .*Did you mean 'test'"),
-        ("hf://datasets/acme/cars", r"which split\? \(splits: train, test\); write it after"),
+        (
+            "hf://datasets/acme/cars:tset",
+            r"splits after a colon \(train, test\)\. Did you mean 'test'",
+        ),
+        ("hf://datasets/acme/cars", r"write one of its splits after a colon \(train, test\)"),
         ("hf://datasets/acme/none:test", r"acme/none:test: Repository Not Found.* Check the name"),
         ("hf://datasets/cars", "is not a dataset on the Hub; write hf://datasets/ORG/NAME"),
     ],
@@ -291,6 +293,10 @@ def test_columns_are_taken_as_they_are_named(tmp_path: Path) -> None:
     assert isinstance(open_images(table), LabelledImages)
     asked = open_images(table, columns=Columns(caption="text"))
     assert isinstance(asked, CaptionedImages)
+    tar = archive(tmp_path / "x.tar", ending="json")
+    assert load_images(tar, columns=Columns("png", "json.label")).labels == LABELS
+    with pytest.raises(DataError, match=r"x\.tar, 00: has no \.cls \(endings: png, json\)"):
+        open_images(tar, columns=Columns(label="cls"))
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_the_same_seed_chooses_what_it_always_chose() -> None:
 
 
 def test_copies_are_on_one_side_and_count_once() -> None:
-    """Of each picture three, with pixels changed a little, as in the worst report of users."""
+    """Each picture is there three times, with slightly different pixels."""
 
     def changed(item: int) -> Image.Image:
         noise = np.random.default_rng(item).integers(0, 2, (16, 16, 3)).astype(np.uint8)
@@ -117,4 +117,4 @@ def test_copies_are_on_one_side_and_count_once() -> None:
     assert split.copies == 120
     used = [*items(split.train), *items(split.test)]
     assert len({item // 3 for item in used}) == len(used) == 60
-    assert "120 of the 180 sampled images show what another one shows" in split.notes[0]
+    assert "120 of the 180 sampled images are copies of others" in split.notes[0]
