@@ -32,7 +32,6 @@ class Split(Generic[Images]):
         test: Images that judge the result, from which nothing is learned; ``None`` if there are too
             few or none are wanted.
         thumbnails: Thumbnails of all images of the split.
-        available: Number of images of the source.
         copies: Number of copies that were left out.
         test_chooses: Whether some test images are among those that choose.
         ood: Splits of the images of shifts and other tasks, by name: half may teach, half judge.
@@ -42,7 +41,6 @@ class Split(Generic[Images]):
     val: Images | None
     test: Images | None
     thumbnails: Thumbnails[Images]
-    available: int
     copies: int
     test_chooses: bool = False
     ood: Mapping[str, Split[Any]] = field(default_factory=dict)
@@ -95,7 +93,6 @@ def split_images(
         val=sampled.subset(choose) if choose else None,
         test=sampled.subset(judge) if judge else None,
         thumbnails=thumbnails,
-        available=len(images),
         copies=len(drawn) - len(sampled),
         test_chooses=test_chooses,
     )
@@ -114,7 +111,6 @@ def split_shift(drawn: Thumbnails[Images], seed: int, *, teaches: bool) -> Split
         val=None,
         test=images.subset(judge),
         thumbnails=alone,
-        available=len(images),
         copies=len(drawn.images) - len(images),
     )
 
