@@ -102,7 +102,7 @@ def recommend(
     shifts = {each.name: each for each in ood}
     sources = {"your images": target} | shifts
     if lost := _surely_lost(sources, limit):
-        text = f"the merged one surely loses more than {points} on {' and '.join(lost)}."
+        text = f"the merged model surely loses more than {points} on {' and '.join(lost)}."
         return "keep-finetuned", "loses", f"Keep the fine-tuned model: {text}"
     if same_answers:
         text = "the merged model gives the fine-tuned one's answer on every image."
@@ -228,11 +228,10 @@ def judge(
     # models that take an image as a list of patches have no fixed size
     copies = corrupted_sets(images, min(pixels.shape[-2:]) if pixels.ndim == 4 else _USUAL_SIDE)
     sources = {"target": images, **ood}
-
     plain_moves = [partial(WeightPath.set_alpha, alpha=alpha) for alpha in ALPHAS[1:]]
-    scorer = partial(Scorer, path.model, settings, progress, path=path, load_bytes=_LOAD_BYTES)
-    plain = scorer(sources).score(plain_moves)
-    outcomes = scorer(sources | copies).score(moves_to_models(path, plan))
+    scorer_of = partial(Scorer, path.model, settings, progress, path=path, load_bytes=_LOAD_BYTES)
+    plain = scorer_of(sources).score(plain_moves)
+    outcomes = scorer_of(sources | copies).score(moves_to_models(path, plan))
     right = {name: stack_correct(of).astype(np.float64) for name, of in outcomes.items()}
     # rows: zero-shot, which is alpha 0; the other alphas; merged
     curves = {

@@ -155,15 +155,16 @@ def recipe_text(recipe: str) -> str:
     """Read the text of a shipped recipe or of the user's file, with its comments."""
     known = recipe_files()
     file = known.get(recipe) or local_path(recipe)
+    if not file.exists():
+        hint = list_choices("recipes", recipe, known)
+        if file.suffix in (".yaml", ".yml"):
+            hint = f".{did_you_mean_path(file)}"
+        raise UsageError(f"no recipe '{recipe}'{hint}")
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8
-        if file.suffix not in (".yaml", ".yml"):
-            raise UsageError(
-                f"no recipe '{recipe}'{list_choices('recipes', recipe, known)}"
-            ) from None
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{recipe}: cannot be read ({reason}).{did_you_mean_path(file)}") from None
+        raise UsageError(f"{recipe}: cannot be read ({reason})") from None
 
 
 def _parse_assignments(assignments: Any) -> Json:

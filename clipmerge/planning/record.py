@@ -16,7 +16,6 @@ from clipmerge.planning.plan import Plan, SourceRecord
 from clipmerge.planning.recipe import MAX_LOSS
 from clipmerge.types import Json, Kind, Names, Recommendation
 
-FORMAT = "clipmerge-record/5"
 #: Format of the record of a sweep; see `docs/how-to/sweep.md`.
 SWEEP_FORMAT = "clipmerge-sweep/4"
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -226,7 +225,7 @@ class Record(Frozen):
         seconds: Wall-clock seconds by stage.
     """
 
-    format: Literal["clipmerge-record/5"] = FORMAT  # type: ignore[assignment]
+    format: Literal["clipmerge-record/5"] = "clipmerge-record/5"
     clipmerge: str = __version__
     output: str | None = None
     files: dict[str, str | None] = Field(default_factory=dict)

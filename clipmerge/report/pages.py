@@ -43,8 +43,8 @@ def merge_picture(record: Record) -> bytes | None:
     """Return the picture of a merge as PNG; ``None`` if it would show nothing, because all layers
     have one alpha and no `ood` images judged the merge.
     """
-    is_judged = record.verdict is not None and bool(record.verdict.ood)
-    if not is_judged and len({layer.alpha for layer in record.plan.layers.values()}) == 1:
+    alphas = {layer.alpha for layer in record.plan.layers.values()}
+    if len(alphas) == 1 and not (record.verdict and record.verdict.ood):
         return None
     from clipmerge.report.figures import merge_figure, png  # slower than a small merge
 

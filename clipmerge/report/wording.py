@@ -68,4 +68,4 @@ def verdict_table(verdict: Verdict) -> Table:
 
 def recipes_and_points(record: Json) -> list[Json]:
     """Return the rows of a sweep that are not on the curve: recipes, then checkpoints."""
-    return [*record["recipes"], *record.get("points", [])]
+    return [*record["recipes"], *record["points"]]
