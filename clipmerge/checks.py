@@ -217,14 +217,9 @@ def check_sources(
     # at theta_0, a head that the zero-shot model lacks is not trained
     if inputs.output.is_classifier and not inputs.zeroshot.has_built_head:
         return
-    # one batch, because each has a fixed cost on small models
-    scorer = Scorer(
-        path.model,
-        replace(settings, template=(), batch_size=settings.batch_size or PROBE),
-        path,
-    )
+    scorer = Scorer(path.model, replace(settings, template=()), progress, samples, path=path)
     ends: list[Move] = [lambda at: at.set_alpha(0.0), lambda at: at.set_mixture((1.0,))]
-    for name, (zeroshot, finetuned) in scorer.score(ends, samples, progress).items():
+    for name, (zeroshot, finetuned) in scorer.score(ends).items():
         among = len(samples[name].class_names)
         images = sources[name]
         yield from check_answers(name, images, finetuned.correct, zeroshot.correct, among=among)

@@ -1,8 +1,7 @@
 """95% intervals of an accuracy, of the difference of two models on the same images, and of a mean
 over sources.
 
-`tests/test_stats.py` simulates how often each contains the true value, on 20 to 1,000
-images.
+`tests/test_stats.py` simulates how often each contains the true value.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def wilson(share: float, images: float) -> Interval:
     centre = share + weight / 2
     low = (centre - half) / (1 + weight)
     high = (centre + half) / (1 + weight)
-    # both are in [0, 1], around the share, but for rounding
+    # without rounding, both would be in [0, 1] and around the share
     low = min(share, low)
     high = max(share, high)
     return max(0.0, low), min(1.0, high)
@@ -68,7 +67,7 @@ def mean_share(by_image: Floats) -> Interval:
     """Compute the interval of a mean of shares, one per image (images,), such as the share of its
     views that are recognised.
 
-    It is Wilson's interval for the number of images that would have the measured variance if each
+    It is Wilson's interval for the number of images that would give the measured variance if each
     image were either recognised or not.
     """
     images = len(by_image)
@@ -88,7 +87,8 @@ def mean_of_sources(correct: Sequence[Floats]) -> Interval:
     """Compute the interval of the mean accuracy over sources. Each source has one number per image
     (images,): 1 if it was recognised, else 0, or the share of its views.
 
-    Half widths are combined from those of the sources' own intervals, squared and added up.
+    Its half widths are the roots of the summed squares of those of the sources' own intervals,
+    divided by the number of sources.
 
     Source:
         Zou and Donner 2008, Statistics in Medicine 27.
@@ -107,8 +107,8 @@ def paired_accuracy_interval(differences: Floats, views: int = 1) -> Interval:
     Agresti and Min add half an image to each of the four outcomes (both models recognise it, only
     the first, only the second, neither) and use the normal interval. It has a width even if the
     models never differ, and for many images it approaches the bootstrap. ``differences`` is the
-    first model minus the second on each image (images,), in [-1, 1]. If each is a mean over
-    several ``views``, the added images differ less.
+    first model minus the second on each image, (images,), in [-1, 1]. If a difference is a mean
+    over several ``views``, the added images differ less.
 
     Source:
         Agresti and Min 2005, Statistics in Medicine 24.
@@ -124,8 +124,8 @@ def paired_accuracy_interval(differences: Floats, views: int = 1) -> Interval:
 
 
 def paired_mean_and_error(differences: Floats | Tensor, added: float = 1.0) -> tuple[float, float]:
-    """Compute the mean difference of two models on the same images (images,), with its standard
-    error and Agresti and Min's added images; ``added`` is the sum of their squared differences.
+    """Compute the mean difference of two models on the same images, (images,), and its standard
+    error, with Agresti and Min's added images. ``added`` is the sum of their squared differences.
 
     Example:
         >>> import numpy as np
@@ -142,10 +142,10 @@ def paired_mean_and_error(differences: Floats | Tensor, added: float = 1.0) -> t
 def gain_interval(gain: float, drawn: Floats, images: int, least: float = 0.0) -> Interval:
     """Compute the interval of a gain, in [-1, 1], from resampled gains.
 
-    The best point of a curve looks better than it is on the images that chose it. In a resample, it
-    is chosen again, so this bias occurs twice. Therefore the interval covers both the percentiles
-    and the normal interval around the measured gain. Both are widened for few images, and the
-    normal one extends at least ``least`` to either side. ``images`` is the number of images of the
+    On the images that chose it, the best point of a curve looks better than it is. Each resample
+    chooses again, which doubles this bias. Therefore the interval covers both the percentiles and
+    the normal interval around the measured gain. Both are widened for few images, and the normal
+    one extends at least ``least`` to either side. ``images`` is the number of images of the
     smallest source.
 
     Source:

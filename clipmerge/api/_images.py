@@ -21,7 +21,7 @@ from clipmerge.images.classes import class_prompts, templates_for
 from clipmerge.images.copies import Thumbnails
 from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, Images, LabelledImages
-from clipmerge.images.split import MAX_TEST, SHARE, Split, split_images, split_shift
+from clipmerge.images.split import SHARE, Split, split_images, split_shift
 from clipmerge.learning.objective import Batch, Labelled, Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.models.classifier import Captions, Prompts, classifier_for
@@ -81,7 +81,7 @@ def split_for_recipe(
     """Draw a sample, and split it into images that teach, choose and judge, as the recipe needs."""
     if not recipe.measure:
         drawn = Thumbnails.read(images.sample(count, seed))
-        return replace(split_shift(drawn, seed, teaches=False), available=len(images))
+        return split_shift(drawn, seed, teaches=False)
     share = recipe.measure_options["held_back"] if recipe.measure_is("HOLDS_BACK") else 0.0
     split = split_images(images, count, seed, val=share, test=SHARE if judged else 0.0)
     if share and split.val is None:
@@ -234,8 +234,7 @@ def judge_plan(
         journal,
         ood={name: part.test for name, part in split.ood.items() if part.test is not None},
         max_loss=recipe.max_loss if options.max_loss is None else options.max_loss,
-        chosen=record.measured.choice is not None,
-        chose=record.measured.choice is not None and split.test_chooses,
-        most_images=MAX_TEST if recipe.measure else split.available,
+        images_chose=record.measured.choice is not None,
+        test_images_chose=record.measured.choice is not None and split.test_chooses,
     )
     return record.replace(verdict=verdict)

@@ -15,7 +15,7 @@ from clipmerge.checkpoint import Checkpoint
 from clipmerge.distributed import is_main_process
 from clipmerge.files.staging import PLAN_FOLDER, RECORD, stage_output
 from clipmerge.planning import Rows, Tabular
-from clipmerge.planning.plan import Plan, write_plan_files
+from clipmerge.planning.plan import Plan
 from clipmerge.planning.record import Record
 from clipmerge.types import Names
 
@@ -124,7 +124,7 @@ def _write_output(
         list(hashing)  # waits for the hashes, and raises the error of a thread
         plan = plan.replace(**pair.sources(hashed=True))
         if plan.coefficients:  # kept, because learning them took minutes
-            written = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.public)
+            written = plan.public.save(folder / PLAN_FOLDER / "plan.json")
             plan = plan.replace(tensors=written.tensors)
         record = _complete(record, pair, plan, journal, output=output.name, files=files)
         texts = {REPORT: html_page(record), CARD: model_card(record)}

@@ -111,7 +111,7 @@ def evaluate(
         for images in loaded.values():
             doubts = chain(check_classes(images, opened.source, model), check_pixels(images))
             raise_unless_allowed(doubts, opts.allow, journal)
-        scored = Scorer(model, opts, load_bytes=0).score([lambda _: None], loaded, journal)
+        scored = Scorer(model, opts, journal, loaded, load_bytes=0).score([lambda _: None])
         record: Json = {
             "checkpoint": opened.provenance(),
             "accuracy": {},

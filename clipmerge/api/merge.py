@@ -29,7 +29,7 @@ from clipmerge.files.staging import check_output, check_output_file
 from clipmerge.layers import match_layers
 from clipmerge.methods import Decision, Task, run_method
 from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
-from clipmerge.planning.plan import Plan, write_plan_files
+from clipmerge.planning.plan import Plan, TensorsRecord
 from clipmerge.planning.recipe import Recipe, RecipeLike, load_recipe
 from clipmerge.planning.record import Findings, Record
 from clipmerge.progress import Journal, Progress
@@ -143,7 +143,7 @@ def plan(
             return record.plan
         plan = record.plan.replace(**pair.sources(hashed=True))
         if target is not None:
-            plan = write_plan_files(target, plan)
+            plan = plan.save(target, overwrite=opts.overwrite)
         pair.forget_learning()
     return plan
 
@@ -285,10 +285,11 @@ def decide(
         head=pair.head,
         seed=options.seed,
         layers=decision.layers,
+        tensors=TensorsRecord() if decision.scores or decision.coefficients else None,
         stragglers=decision.stragglers,
+        scores=dict(decision.scores),
+        coefficients=dict(decision.coefficients),
     )
-    if decision.scores or decision.coefficients:
-        plan = plan.with_tensors(decision.scores, decision.coefficients)
     journal.warn(*plan.check(task.layers, task.shapes))
     return Record(
         plan=plan,

@@ -194,8 +194,9 @@ def sweep(
             for images in sources.values():
                 require_labelled(images)
         journal.stage("evaluate")
-        scorer = Scorer(pair.path.model, opts, pair.path, dtype=pair.inputs.dtype)
-        outcomes = scorer.score([point.move for point in points], sources, journal)
+        path, dtype = pair.path, pair.inputs.dtype
+        scorer = Scorer(path.model, opts, journal, sources, path=path, dtype=dtype)
+        outcomes = scorer.score([point.move for point in points])
     correct = {name: stack_correct(each) for name, each in outcomes.items()}
     journal.stage("bootstrap")
     record = _make_sweep_record(pair, correct, points, questions, sources, opts, journal)

@@ -1,4 +1,4 @@
-"""Load one checkpoint to measure its accuracy, or its recall of captions."""
+"""Load a checkpoint to measure its accuracy or recall."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
     if tower != "full" and not inputs.output.is_classifier:
         raise CheckpointError(
             f"{checkpoint.source}: holds the {tower} tower only, which has no zero-shot classes;"
-            " `clipmerge sweep` with the model that it was fine-tuned from evaluates it as alpha 1"
+            " `clipmerge sweep` with its zero-shot model evaluates it as alpha 1"
         )
     model = build_model(inputs)
     model.load(inputs.theta_0, checkpoint.source)

@@ -1,7 +1,7 @@
 """Five corruptions of test images, from which no recipe learns.
 
-Images are scaled to the model's input size first, so that a corruption is equally strong at any
-size. Every run corrupts an image in the same way.
+Images are first scaled to the model's input size, so that a corruption is equally strong for all
+sizes. Every run corrupts an image in the same way.
 
 Source:
     Hendrycks and Dietterich 2019, arXiv:1903.12261: the middle severities of ImageNet-C.
@@ -30,7 +30,7 @@ _PIXELATE = 0.4
 _POSTERIZE = 2
 # Height and width of the hidden rectangle, as a share of the image's.
 _OCCLUSION = 0.5
-# Number of corrupted images that is enough. A small set is copied several times, a large one once.
+# Number of corrupted images that are enough. Small sets are copied several times to get them.
 _ENOUGH = 512
 _SEED = 20260
 
@@ -67,8 +67,7 @@ def corrupt(image: Image, corruption: str, seed: int) -> Image:
 def corrupted_sets(images: Any, side: int) -> dict[str, Any]:
     """Make one or several corrupted copies of a set of images, by name of the copy.
 
-    Within a copy, the corruptions take turns from image to image. An image has a different
-    corruption in every copy.
+    The corruptions take turns from image to image. An image has a different one in every copy.
 
     Args:
         images: The set of images.

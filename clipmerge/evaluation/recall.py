@@ -22,7 +22,7 @@ def retrieve(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], Recall]:
     """Find the best captions of images and the best images of captions, and compute the recall.
 
-    Equal captions count as one text, for which each of their images is right.
+    Equal captions count as one text. For this text, each of their images is right.
 
     Args:
         features: Features of the images, (images, width).
@@ -37,7 +37,8 @@ def retrieve(
     images = [at for at, of_image in enumerate(captions) for _ in of_image]
     own = torch.zeros(len(captions), len(texts), dtype=torch.bool)
     own[images, list(numbers)] = True
-    of_images, of_texts, best = retrieval_ranks(features, texts, own)
+    of_images, best = _ranks_of_own_items(features, texts, own)
+    of_texts, _ = _ranks_of_own_items(texts, features, own.T)
     found = (own * (of_texts == 0)).sum(1) / own.sum(1)
     by_image = ((of_images == 0).double() + found.double()) / 2
     ways = {"image_to_text": of_images, "text_to_image": of_texts}
@@ -48,39 +49,27 @@ def retrieve(
     return best.numpy(), by_image.numpy(), recall
 
 
-def retrieval_ranks(images: Tensor, texts: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the rank of each image's best own caption among all captions, and of each caption's
-    best own image among all images.
+def _ranks_of_own_items(rows: Tensor, columns: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute for each row the rank of the best column that belongs to it.
 
     Of equal scores, the first has the better rank. So a model that scores everything equally has a
     recall at chance.
 
     Args:
-        images: Image features, (images, width), of unit length.
-        texts: Caption features, (captions, width), of unit length.
-        own: Whether a caption belongs to an image, (images, captions); every image has a caption,
-            and every caption an image.
+        rows: Features, (rows, width), of unit length.
+        columns: Features, (columns, width), of unit length.
+        own: Whether a column belongs to a row, (rows, columns); every row has a column.
 
     Returns:
-        Ranks of the images, (images,), and of the captions, (captions,), where 0 is best; and the
-        index of each image's best caption, (images,).
-    """
-    of_images, best = _ranks_of_own_items(images, texts, own)
-    of_texts, _ = _ranks_of_own_items(texts, images, own.T)
-    return of_images, of_texts, best
-
-
-def _ranks_of_own_items(rows: Tensor, columns: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each row the rank of the best column that belongs to it, (rows,), and the index of
-    the best column of all, (rows,).
+        The ranks, where 0 is best, (rows,); and the index of each row's best column of all,
+        (rows,).
     """
     positions = torch.arange(len(columns), device=columns.device)
-    block = max(1, _SCORES // len(columns))
     ranks: list[Tensor] = []
     bests: list[Tensor] = []
-    for start in range(0, len(rows), block):
-        scores = rows[start : start + block] @ columns.T
-        is_own = own[start : start + block]
+    size = max(1, _SCORES // len(columns))
+    for block, is_own in zip(torch.split(rows, size), torch.split(own, size), strict=True):
+        scores = block @ columns.T
         best = scores.masked_fill(~is_own, -torch.inf).amax(dim=1, keepdim=True)
         as_good = scores == best
         first = torch.where(is_own & as_good, positions, len(columns)).amin(dim=1, keepdim=True)

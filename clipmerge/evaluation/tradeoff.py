@@ -1,8 +1,8 @@
 """The gain of a merge: how far it lies above the curve of plain interpolation.
 
-In a plot, accuracy on the target goes to the right, and accuracy elsewhere (under a shift, or on
-another task) goes up. Each alpha of plain interpolation is a point, and the curve joins the points
-by straight lines, in order of alpha.
+Imagine a plot with accuracy on the target from left to right, and accuracy elsewhere (under a
+shift, or on another task) from bottom to top. Each alpha of plain interpolation is a point, and the
+curve joins these points by straight lines, in order of alpha.
 
 The *height* of the curve at an accuracy on the target is the best accuracy elsewhere that the curve
 reaches with this accuracy on the target or a higher one. If no point of the curve is as accurate on
@@ -10,8 +10,8 @@ the target, the height is that of its most accurate point.
 
 The *gain* of a merge is its accuracy elsewhere minus the height at its accuracy on the target. So a
 merge with a positive gain is better elsewhere than every alpha that is at least as accurate on the
-target. This holds even for an alpha that was chosen by labels from elsewhere. Accuracies that
-differ only by rounding count as equal.
+target, even than one that labels from elsewhere chose. Accuracies that differ only by rounding
+count as equal.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def _class_names(images: LabelledImages | CaptionedImages) -> set[str]:
 
 
 def add_tenths(alphas: Sequence[float]) -> list[float]:
-    """Add the tenths from 0 to 1 that lie between the alphas, so that gains hardly depend on the
-    user's alphas.
+    """Add the tenths that lie between the first and the last alpha, so that gains hardly depend on
+    the user's alphas.
 
     Example:
         >>> add_tenths([0.75, 1])
@@ -68,8 +68,8 @@ def add_tenths(alphas: Sequence[float]) -> list[float]:
 
 
 def curve_height(curve_target: Floats, curve_other: Floats, at: Floats) -> Floats:
-    """Compute the height of curves, (..., alphas), at accuracies on the target, (..., points). The
-    module defines the height.
+    """Compute the height, as the module defines it, of curves, (..., alphas), at accuracies on the
+    target, (..., points).
 
     Example:
         >>> target, other = np.array([0.2, 0.6, 0.8]), np.array([0.7, 0.8, 0.5])
@@ -79,7 +79,7 @@ def curve_height(curve_target: Floats, curve_other: Floats, at: Floats) -> Float
     x, y = curve_target[..., None, :], curve_other[..., None, :]
     wanted = np.minimum(at, x.max(axis=-1))[..., None] - _ROUNDING
     at_points = np.where(x >= wanted, y, -np.inf)
-    # the straight line between two points, where it passes this accuracy
+    # where the line between two points passes this accuracy
     x_0, x_1 = x[..., :-1], x[..., 1:]
     passes = (x_0 < wanted) != (x_1 < wanted)
     share = (wanted - x_0) / np.where(passes, x_1 - x_0, 1.0)
@@ -107,16 +107,14 @@ def resampled_accuracy(
 
 
 def mean_accuracy(correct: Sequence[Correct]) -> Floats:
-    """Average the accuracy of each point over sources of equal weight, whatever their sizes:
-    (points,).
-    """
+    """Average the accuracy of each point over sources, (points,). All sources have equal weight."""
     accuracy: Floats = np.mean([right.mean(axis=1) for right in correct], axis=0)
     return accuracy
 
 
 def mean_estimate(correct: Sequence[NDArray[Any]]) -> Estimate:
-    """Average the accuracy of one point over sources, and compute its interval. Each source has one
-    number per image, (images,).
+    """Average the accuracy of one point over sources, with its interval. Each source has one number
+    per image, (images,).
     """
     rows = [right.astype(np.float64) for right in correct]
     value = float(np.mean([right.mean() for right in rows]))
@@ -134,10 +132,9 @@ def gains_over_curve(
     """Compute the gain, with its interval, of each point that is not on the curve.
 
     Args:
-        target: For each source of the target, whether each point recognises each image, (points,
+        target: Whether each point recognises each image, for each source of the target: (points,
             images). The points of the curve come first, in order of alpha.
-        others: The same for each source of shifts, or of other tasks, over which accuracies are
-            averaged.
+        others: The same for each source of shifts, or for each source of other tasks.
         alphas: Number of points of the curve.
         seed: Seed of the resamples.
         resamples: Number of resamples of the images.
@@ -152,17 +149,10 @@ def gains_over_curve(
     far = np.mean(drawn[len(target) :], axis=0)
     measured = gains(mean_accuracy(target), mean_accuracy(others))
     fewest = min(right.shape[1] for right in (*target, *others))
-    least = _least_half(others)
+    # two models with equal answers gain nothing in any resample, but they differ on other images
+    _, half = paired_accuracy_interval(np.zeros(min(right.shape[1] for right in others)))
+    least = half / math.sqrt(len(others))
     return [
         Estimate(value=value, interval=gain_interval(value, of_draws, fewest, least))
         for value, of_draws in zip(measured.tolist(), gains(near, far).T, strict=True)
     ]
-
-
-def _least_half(others: Sequence[Correct]) -> float:
-    """Compute the smallest half width of a gain's interval: that for models with equal answers,
-    whose gain is 0 in every resample.
-    """
-    images = min(right.shape[1] for right in others)
-    _, half = paired_accuracy_interval(np.zeros(images))
-    return half / math.sqrt(len(others))

@@ -24,7 +24,6 @@ from clipmerge.evaluation.tradeoff import (
     question_of,
 )
 from clipmerge.images.image_set import CaptionedImages, Images
-from clipmerge.images.split import MAX_TEST
 from clipmerge.learning.interpolate import WeightPath
 from clipmerge.options import ImageOptions
 from clipmerge.planning.plan import Plan, public_source
@@ -51,14 +50,13 @@ _LOAD_BYTES = 256 << 20
 # Tolerance when accuracies are compared. They are ratios of counts, so rounding errors are far
 # smaller.
 _ROUNDING = 1e-9
-# Limit of the gain by merging, as a share of the gain by fine-tuning. A larger share suggests that
-# the images are of a shift. Of six merges that were surely better on their target, five had a share
-# of 0.36 or less, and one, where fine-tuning hardly helped, had 1.1. On images of a shift the share
-# was at least 0.49.
+# If merging gains more than this share of the gain by fine-tuning, the images may be of a shift. Of
+# six merges that were surely better on their target, five had a share of 0.36 or less, and one,
+# where fine-tuning hardly helped, had 1.1. On images of a shift, the share was at least 0.49.
 _MOST_CHANGED = 0.4
-# Number of classes in the example of a model card.
+# Number of classes in the example prompts of a model card.
 _EXAMPLES = 3
-#: A recommendation, its reason for programs, and both in words.
+#: A recommendation, its reason as a word for programs, and both as a sentence.
 Advice = tuple[Recommendation, str, str]
 
 
@@ -70,9 +68,8 @@ def recommend(
     max_loss: float,
     same_answers: bool = False,
     nothing_learned: bool = False,
-    chosen: bool = False,
+    images_chose: bool,
     class_change: float = 0.0,
-    most_images: int = MAX_TEST,
     better_alpha: float | None = None,
 ) -> Advice:
     """Return a recommendation for a merge, from the first of the rules that applies.
@@ -85,10 +82,9 @@ def recommend(
         same_answers: Whether the merged and the fine-tuned model give the same answer on every
             image.
         nothing_learned: Whether fine-tuning changed no answer on the target's images.
-        chosen: Whether held-out images chose how far the merge goes.
+        images_chose: Whether held-out images chose how far the merge goes.
         class_change: Accuracy of the merged minus that of the fine-tuned model, as a mean over
             classes; 0 if the classes have similar sizes.
-        most_images: Largest number of images of the target that could judge.
         better_alpha: Alpha of plain interpolation that is surely better than the merge, if any.
     """
     limit = max_loss / 100 + _ROUNDING
@@ -100,13 +96,13 @@ def recommend(
         text = f"plain interpolation is surely better than this merge. {written} writes it."
         return "use-alpha", "plain-better", f"Use alpha {better_alpha:g}: {text}"
     at_home = {"your images": target}
-    # if fine-tuning did not surely help, the images may be of a shift: their corruptions say little
+    # if fine-tuning did not surely help, the images may be of a shift, and corruptions say little
     if target.finetuning_change.interval[0] > 0:
         at_home["corruptions of your images"] = corrupted
     shifts = {each.name: each for each in ood}
     sources = {"your images": target} | shifts
     if lost := _surely_lost(sources, limit):
-        text = f"the merged one surely loses more than {points} on {' and '.join(lost)}."
+        text = f"the merged model surely loses more than {points} on {' and '.join(lost)}."
         return "keep-finetuned", "loses", f"Keep the fine-tuned model: {text}"
     if same_answers:
         text = "the merged model gives the fine-tuned one's answer on every image."
@@ -115,36 +111,35 @@ def recommend(
     gained = gained_at_home + _surely_gained(shifts)
     is_kept = target.change.interval[0] >= -limit
     unclear = [name for name, at in sources.items() if _may_lose(at, limit)]
-    if not (chosen or is_kept or unclear):
+    if not (images_chose or is_kept or unclear):
         unclear.append("your images")
     if class_change < -limit:
         unclear.append("the rarer classes")
     loss = ""
     if lost := _surely_lost(sources):
         loss = f" The merged model surely loses on {' and '.join(lost)}."
-    then = loss + _suggest_more_images(target, ood, limit, most_images)
+    then = loss + _suggest_more_images(ood, is_kept=is_kept)
     if unclear:
         text = f"the merged model may lose more than {points} on {' and '.join(unclear)}"
         return "too-few-images", "unclear-loss", f"Too few images: {text}.{then}"
     is_beyond = any(at.change.value < -limit for at in sources.values())
     accepted = "one image" if is_beyond else points
     kept = f"no measured loss is more than {accepted}"
-    # a gain on a shift says nothing about the target, where the true loss may be larger than
-    # measured
+    # a gain on a shift says nothing about the target: the true loss there may exceed the measured
     if gained_at_home or (gained and is_kept):
         text = f"the merged model is surely better on {' and '.join(gained)}, and {kept}"
         return "use", "better", f"Use it: {text}.{loss}"
     if max(map(abs, target.finetuning_change.interval + target.change.interval)) < limit:
         text = f"on your images fine-tuning and merging surely change less than {points}."
         return "either", "little-changed", f"Either will do: {text}{loss}"
-    # a change of exactly 0 by fine-tuning is no reason to doubt the images, if answers changed: it
-    # is as frequent on the target as on a shift
+    # if answers changed, an equal accuracy is no reason to doubt the images: it is as frequent on
+    # the target as on a shift
     if nothing_learned or target.finetuning_change.value < 0:
         text = "as measured, fine-tuning did not help on your images"
         return "too-few-images", "nothing-learned", f"Too few images: {text}.{then}"
-    # if images chose how far the merge goes, no number of them is too small: the fewer they are,
-    # the nearer to fine-tuned the merge stays
-    text = kept if chosen else f"the loss is surely within {accepted}"
+    # if images chose how far the merge goes, a few are enough: the fewer they are, the nearer to
+    # fine-tuned the merge stays
+    text = kept if images_chose else f"the loss is surely within {points}"
     if gained:
         text = f"it is surely better on {' and '.join(gained)}, and {text}"
     return "probably-use", "little-lost", f"Probably use it: {text}.{then}"
@@ -167,9 +162,9 @@ def _may_lose(at: Comparison, limit: float) -> bool:
 def _suspect_images(target: Comparison) -> Advice | None:
     """Advise to check the images if they do not seem to be of the target, else return ``None``.
 
-    There are two signs. Either the zero-shot model is surely better than the fine-tuned one. Or
-    merging surely helps, and more than `_MOST_CHANGED` times as much as fine-tuning did; on its own
-    task, fine-tuning leaves less to gain.
+    There are two signs. The zero-shot model is surely better than the fine-tuned one. Or merging
+    surely helps, and more than `_MOST_CHANGED` times as much as fine-tuning did: on its own task,
+    fine-tuning leaves less to gain.
     """
     learned = target.finetuning_change
     change = target.change
@@ -188,30 +183,18 @@ def _suspect_images(target: Comparison) -> Advice | None:
     return "check-images", reason, f"Check the images: {found}. {question} If so, {then}."
 
 
-def _suggest_more_images(
-    target: Comparison, ood: Sequence[Comparison], limit: float, most: int
-) -> str:
-    """Say how many images would show whether the loss is within the limit, and which images would
-    show the change under shift.
-    """
-    low, high = target.change.interval
-    margin = max(abs(target.change.value + limit), _ROUNDING)
-    images = target.images * ((high - low) / 2 / margin) ** 2
+def _suggest_more_images(ood: Sequence[Comparison], *, is_kept: bool) -> str:
+    """Name the further images that would show the loss on the target or the change under shift."""
     advice = []
-    if images > target.images:
-        needed = f"about {float(f'{images:.2g}'):,.0f}"
-        if images > most:  # more than there are, or than can judge a learned merge
-            needed = "a `sweep` on more labelled images"
+    if not is_kept:
         advice.append(
-            f"{target.images:,} images decide; {needed} would show whether the loss keeps to the"
-            " limit"
+            "A `sweep` on more labelled images would show whether the loss is within the limit."
         )
     if not ood:
-        advice.append("100 labelled images of the shift, as `ood`, would show the change there")
+        advice.append("100 labelled images of the shift, as `ood`, would show the change there.")
     elif any(at.change.interval[0] <= 0 for at in ood):
-        advice.append("more images of the shift would show the change there")
-    text = "; ".join(advice)
-    return f" {text[0].upper()}{text[1:]}." if text else ""
+        advice.append("More images of the shift would show the change there.")
+    return "".join(f" {sentence}" for sentence in advice)
 
 
 def judge(
@@ -223,28 +206,39 @@ def judge(
     *,
     ood: Mapping[str, Images],
     max_loss: float,
-    chosen: bool,
-    chose: bool = False,
-    most_images: int = MAX_TEST,
+    images_chose: bool,
+    test_images_chose: bool,
 ) -> Verdict:
     """Return the verdict on a plan, from test images of the target and of `ood` sources.
 
     Plain interpolation is scored on the same images, but not on corrupted ones.
+
+    Args:
+        path: The model.
+        plan: The plan of the merge.
+        images: Test images of the target.
+        settings: Options about images.
+        progress: Receives the progress.
+        ood: Test images of each ``--ood`` source, by name.
+        max_loss: Accepted loss of accuracy, in points.
+        images_chose: Whether held-out images chose how far the merge goes.
+        test_images_chose: Whether some of the test images were among them.
     """
     pixels = path.model.pixels([Pillow.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))])
     # models that take an image as a list of patches have no fixed size
     copies = corrupted_sets(images, min(pixels.shape[-2:]) if pixels.ndim == 4 else _USUAL_SIDE)
-    scorer = Scorer(path.model, settings, path, load_bytes=_LOAD_BYTES)
     sources = {"target": images, **ood}
-    moves = [partial(WeightPath.set_alpha, alpha=alpha) for alpha in ALPHAS[1:]]
-    plain = scorer.score(moves, sources, progress)
-    outcomes = scorer.score(moves_to_models(path, plan), sources | copies, progress)
+    plain_moves = [partial(WeightPath.set_alpha, alpha=alpha) for alpha in ALPHAS[1:]]
+    scorer_of = partial(Scorer, path.model, settings, progress, path=path, load_bytes=_LOAD_BYTES)
+    plain = scorer_of(sources).score(plain_moves)
+    outcomes = scorer_of(sources | copies).score(moves_to_models(path, plan))
     right = {name: stack_correct(of).astype(np.float64) for name, of in outcomes.items()}
     # rows: zero-shot, which is alpha 0; the other alphas; merged
     curves = {
         name: np.vstack([right[name][0], stack_correct(plain[name]), right[name][-1]])
         for name in sources
     }
+    # the fine-tuned model that is most accurate on the target
     reference = 1 + int(np.argmax(right["target"][1:-1].sum(axis=1)))
     names = ["zero-shot", *finetuned_names(len(plan.finetuned)), "merged"]
     questions = {name: question_of(source, [images]) for name, source in ood.items()}
@@ -270,21 +264,23 @@ def judge(
         "corrupted", images, each_copy, models=names, reference=reference, views=len(copies)
     )
     answers = _answer_questions(curves, questions | {"target": "target"}, plan.seed)
-    best = _best_plain(answers, target.models[names[reference]].value - max_loss / 100 - _ROUNDING)
-    merged_best, finetuned_best = (
-        [of[at].best for of in outcomes.values()] for at in (-1, reference)
-    )
+    least = target.models[names[reference]].value - max_loss / 100 - _ROUNDING
+    best, is_better = _best_plain(answers, least)
+
     recommendation, reason, sentence = recommend(
         target,
         corrupted,
         shifts,
         max_loss=max_loss,
-        same_answers=all(map(np.array_equal, merged_best, finetuned_best)),
-        nothing_learned=np.array_equal(outcomes["target"][0].best, finetuned_best[0]),
-        chosen=chosen,
+        same_answers=all(
+            np.array_equal(of[-1].best, of[reference].best) for of in outcomes.values()
+        ),
+        nothing_learned=np.array_equal(
+            outcomes["target"][0].best, outcomes["target"][reference].best
+        ),
+        images_chose=images_chose,
         class_change=_class_change(images, right["target"][-1] - right["target"][reference]),
-        most_images=most_images,
-        better_alpha=ALPHAS[best] if _is_surely_better(answers, best) else None,
+        better_alpha=ALPHAS[best] if is_better else None,
     )
     return Verdict(
         recommendation=recommendation,
@@ -293,7 +289,7 @@ def judge(
         max_loss=max_loss,
         alphas=ALPHAS,
         best_alpha=ALPHAS[best],
-        chose=chose,
+        chose=test_images_chose,
         target=target,
         corrupted=corrupted,
         ood=tuple(shifts),
@@ -307,8 +303,8 @@ def _answer_questions(
     """Average the accuracies of the sources that answer each question, and compute its gain.
 
     Args:
-        curves: Whether each image is recognised at `ALPHAS` and by the merge, (alphas + 1, images),
-            by source.
+        curves: Whether each image is recognised, at each of `ALPHAS` and by the merge, by source:
+            (alphas + 1, images).
         questions: The question that each source answers.
         seed: Seed of the resamples.
     """
@@ -326,29 +322,25 @@ def _answer_questions(
     return answers
 
 
-def _best_plain(answers: Mapping[Question, Answer], least: float) -> int:
-    """Return the position of `Verdict.best_alpha` in `ALPHAS`. It is chosen among the alphas with
-    at least the accuracy ``least`` on the target or, if there are none, among all.
+def _best_plain(answers: Mapping[Question, Answer], least: float) -> tuple[int, bool]:
+    """Find `Verdict.best_alpha` among the alphas that have at least the accuracy ``least`` on the
+    target; if none has, among all.
+
+    Returns:
+        Its position in `ALPHAS`; and whether it is surely better than the merge under shift or, if
+        there is no shift, on other tasks.
     """
-    target, *others = (answer.curve for answer in answers.values())
-    decides = others[0] if others else target
+    target, *others = answers.values()
+    deciding = others[0] if others else target
     every = range(len(ALPHAS))
-    kept = [at for at in every if target[at] >= least]
-    return max(kept or every, key=lambda at: (decides[at], target[at]))
-
-
-def _is_surely_better(answers: Mapping[Question, Answer], best: int) -> bool:
-    """Whether the best plain alpha is surely better than the merge under shift or, if there is no
-    shift, on other tasks.
-    """
-    for answer in answers.values():
-        if answer.gain:
-            return answer.gain.interval[1] < 0 and answer.curve[best] > answer.merged.value
-    return False
+    kept = [at for at in every if target.curve[at] >= least]
+    best = max(kept or every, key=lambda at: (deciding.curve[at], target.curve[at]))
+    is_surely_worse = deciding.gain is not None and deciding.gain.interval[1] < 0
+    return best, is_surely_worse and deciding.curve[best] > deciding.merged.value
 
 
 def _describe_best_plain(answers: Mapping[Question, Answer], best: int) -> str:
-    """Say how accurate the best plain alpha is, and what the gain of the merge is."""
+    """Report the accuracies of the best plain alpha, and the gains of the merge."""
     shares = []
     gains = []
     for question, answer in answers.items():
@@ -377,8 +369,7 @@ def compare(
         images: The images.
         right: Share of each image's ``views`` that each model recognises, (models, images).
         models: The models' names.
-        reference: Position of the fine-tuned model that the merged and the zero-shot model are
-            compared with.
+        reference: Position of the fine-tuned model with which the others are compared.
         views: Number of views of each image.
         **about: Further fields of the comparison.
     """
@@ -417,7 +408,7 @@ def moves_to_models(path: WeightPath, plan: Plan) -> list[Move]:
 
 
 def _class_change(images: Images, by_image: NDArray[np.float64]) -> float:
-    """Average a difference by image over classes, if class sizes differ more than twofold; else
+    """Average a difference, (images,), over classes if their sizes differ more than twofold; else
     return 0.
     """
     if isinstance(images, CaptionedImages):

@@ -1,8 +1,8 @@
 """Build a zero-shot head from class prompts, for pairs in which only the fine-tuned model has one.
 
-Each row is a class embedding of unit length times exp(logit_scale), and the bias is zero. On
-features of unit length, as in WiSE-FT and model soups, the head's logits are those of the zero-shot
-model.
+Each row is a class embedding of unit length times exp(logit_scale), and the bias is zero. So on
+image features of unit length, as in WiSE-FT and model soups, the head gives the logits of the
+zero-shot model.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def add_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
     except UsageError:  # the plan comes from a machine with another device
         device = torch.device("cpu")
         notes.append(
-            f"the zero-shot head was built on {head.device} and is built on the CPU here, so its"
-            " last digits differ"
+            f"the plan's zero-shot head was built on {head.device}, and is now built on the CPU, so"
+            " its last digits differ"
         )
     embeddings = embed_classes(model, head, device).cpu()
     with one_thread():

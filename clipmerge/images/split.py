@@ -34,7 +34,6 @@ class Split:
         test: Images that judge the result, from which nothing is learned; ``None`` if there are too
             few or none are wanted.
         thumbnails: Thumbnails of all images of the split.
-        available: Number of images of the source.
         copies: Number of copies that were left out.
         test_chooses: Whether some test images are among those that choose.
         ood: Splits of the images of shifts and other tasks, by name: half may teach, half judge.
@@ -44,7 +43,6 @@ class Split:
     val: Images | None
     test: Images | None
     thumbnails: Thumbnails
-    available: int
     copies: int
     test_chooses: bool = False
     ood: Mapping[str, Split] = field(default_factory=dict)
@@ -98,7 +96,6 @@ def split_images(
         val=sampled.subset(choose) if choose else None,
         test=sampled.subset(judge) if judge else None,
         thumbnails=thumbnails,
-        available=len(images),
         copies=len(drawn) - len(sampled),
         test_chooses=test_chooses,
     )
@@ -117,7 +114,6 @@ def split_shift(drawn: Thumbnails, seed: int, *, teaches: bool) -> Split:
         val=None,
         test=images.subset(judge),
         thumbnails=alone,
-        available=len(images),
         copies=len(drawn.images) - len(images),
     )
 

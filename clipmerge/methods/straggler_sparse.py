@@ -7,7 +7,6 @@ from dataclasses import replace
 from clipmerge.errors import counted
 from clipmerge.methods import Decision, Task
 from clipmerge.methods.learned import learned
-from clipmerge.planning.measurements import takes_learned
 from clipmerge.plugins import Share
 
 
@@ -35,7 +34,8 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
     )
     known = {statistic.name: statistic.values for statistic in measurements.statistics}
     decision = learned(task, alpha=alpha)
-    if not takes_learned(measurements.trace, measurements.choice):
+    chose_finetuned = measurements.choice is not None and measurements.choice.backoff == 1
+    if chose_finetuned or not any(measurements.trace.values()):
         return decision  # no entry was dropped
     stragglers = tuple(layer for layer in task.layers if known["straggler"].get(layer))
     shares = known["sharpness_share"]

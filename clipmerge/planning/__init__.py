@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -33,47 +33,36 @@ class Frozen(BaseModel):
         return self.model_copy(update=changes)
 
 
-def read_versioned(
+def read_json(
     kind: type[_Kind],
     path: Path,
     error: type[ClipmergeError],
     advice: str,
-    fields: Iterable[str] = (),
+    keys: Iterable[str] = (),
 ) -> _Kind:
-    """Read a plan or a record from its JSON file, which must have the format of this version.
+    """Read a plan or a record from its JSON file.
 
     Args:
-        kind: Class to read. The default of its field ``format`` is the format that the file must
-            have.
+        kind: The class to read.
         path: The file.
-        error: Class of the error that is raised if the file holds something else.
+        error: Class of the error that is raised if the file has other content or another version.
         advice: The user's next step, for error messages.
-        fields: Known keys. For an unknown key, the message suggests the most similar one of these.
+        keys: Keys that may be suggested in place of an unknown key.
     """
-    noun, expected = kind.__name__.lower(), kind.model_fields["format"].default
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        return kind.model_validate_json(path.read_bytes().removeprefix(BOM_UTF8))
     except OSError as fault:
         raise ClipmergeError(
             f"{path}: cannot be read ({fault.strerror}); {advice}.{did_you_mean_path(path)}"
         ) from None
-    except ValueError as fault:  # not UTF-8, or not JSON
-        raise error(f"{path}: is not a {noun} ({fault}); {advice}") from None
-    stated = str(data.get("format")) if isinstance(data, dict) else ""
-    if not stated.startswith(expected.partition("/")[0]):
-        raise error(f"{path}: is not a {noun}; {advice}")
-    if stated != expected:
-        raise error(
-            f"{path}: has the format {stated!r}, but this version of clipmerge reads"
-            f" {expected!r}; {advice}"
-        )
-    try:
-        return kind.model_validate(data)
     except ValidationError as fault:
         first = fault.errors()[0]
-        place = [str(part) for part in first["loc"]]
-        hint = did_you_mean(place[-1], fields) if first["type"] == "extra_forbidden" else ""
-        raise error(f"{path}: {'.'.join(place)}: {first['msg']}; {advice}.{hint}") from None
+        place = ".".join(map(str, first["loc"])) or "content"
+        unknown = place.rpartition(".")[2] if first["type"] == "extra_forbidden" else ""
+        raise error(
+            f"{path}: is not a {kind.__name__.lower()} that this version of clipmerge reads:"
+            f" {place}: {first['msg']}; {advice}.{did_you_mean(unknown, keys)}"
+        ) from None
 
 
 class Tabular(ABC):

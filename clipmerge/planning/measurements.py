@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from clipmerge.planning import Frozen
 from clipmerge.types import Json, Names, Shape
@@ -21,16 +21,10 @@ class LossPath(Frozen):
     alphas: tuple[float, ...]
     losses: tuple[float, ...]
 
-    @model_validator(mode="after")
-    def _of_one_length(self) -> LossPath:
-        if len(self.alphas) != len(self.losses):
-            raise ValueError(f"{len(self.alphas)} alphas and {len(self.losses)} losses")
-        return self
-
 
 class Check(Frozen):
-    """A self-test of a measure that divides a quantity among the layers: whether the layers' shares
-    add up to the whole.
+    """A self-test of a measure that divides a quantity among the layers: their shares should add up
+    to the whole.
 
     Attributes:
         sum_of_layers: Sum of the layers' shares.
@@ -42,13 +36,9 @@ class Check(Frozen):
 
     @property
     def relative_error(self) -> float:
-        """|sum - measured| / |measured|. If ``measured`` is zero, it is 0 if the sum is zero too,
-        else infinite.
-        """
+        """|sum_of_layers - measured| / |measured|; 0 if both are zero."""
         gap = abs(self.sum_of_layers - self.measured)
-        if self.measured:
-            return gap / abs(self.measured)
-        return float("inf") if gap else 0.0
+        return gap / max(abs(self.measured), sys.float_info.min)
 
 
 class Mixture(Frozen):
@@ -58,7 +48,7 @@ class Mixture(Frozen):
     Attributes:
         weights: One factor per fine-tuned checkpoint.
         loss: Mean cross-entropy, in nats.
-        accuracy: Share of the images recognised.
+        accuracy: Share of the images that are recognised.
     """
 
     weights: tuple[float, ...]
@@ -74,7 +64,7 @@ class StatisticAbout(Frozen):
             unsigned values by their logarithms.
         unit: Unit of the values, such as ``nats``; empty for a pure number.
         title: Heading of its column; if empty, the name.
-        about: One sentence about it, without the title.
+        about: One sentence that explains it, without the title.
     """
 
     signed: bool = False
@@ -84,10 +74,10 @@ class StatisticAbout(Frozen):
 
 
 class Statistic(StatisticAbout):
-    """One number per layer, and how to read it.
+    """A statistic: one number per layer.
 
     Attributes:
-        name: Its name in recipes and files, such as ``loss_drop``.
+        name: The name in recipes and files, such as ``loss_drop``.
         values: Value by layer, the mean over images.
         batches: One value per calibration batch, by layer, for the bootstrap; empty if there are no
             batches.
@@ -99,11 +89,10 @@ class Statistic(StatisticAbout):
 
 
 class BackoffChoice(Frozen):
-    """How far the merge goes back towards the fine-tuned model, as chosen by images held back from
-    learning.
+    """The share of the way back to the fine-tuned model, chosen by images held back from learning.
 
     Attributes:
-        images: Number of images that chose.
+        images: Number of these images.
         backoff: Share of the way from the learned coefficients to the fine-tuned model. It is 1,
             the fine-tuned model itself, if no smaller share keeps the accuracy.
         accuracy: Share of these images that the chosen merge recognises, a mean over classes.
@@ -116,15 +105,23 @@ class BackoffChoice(Frozen):
     finetuned_accuracy: float
 
 
-def takes_learned(trace: Mapping[str, Sequence[float]], choice: BackoffChoice | None) -> bool:
-    """Whether the merge uses what was learned: something was learned, and the choice was not the
-    fine-tuned model itself.
+class Observations(Frozen):
+    """Results of a measure that the record of a merge keeps.
+
+    Attributes:
+        path: Loss along the path, if the measure evaluates it.
+        trace: Losses at every step of a measure that learns, by name.
+        choice: The choice of the images held back from learning, if the measure holds some back.
+        checks: Self-tests by statistic.
     """
-    is_finetuned = choice is not None and choice.backoff == 1
-    return any(trace.values()) and not is_finetuned
+
+    path: LossPath | None = None
+    trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    choice: BackoffChoice | None = None
+    checks: dict[str, Check] = Field(default_factory=dict)
 
 
-class Measurements(Frozen):
+class Measurements(Observations):
     """The result of one measure.
 
     Attributes:
@@ -132,28 +129,18 @@ class Measurements(Frozen):
         statistics: Statistics with one number per layer; empty if the measure is not about single
             layers.
         batch_sizes: Images in each calibration batch.
-        path: Loss along the path, if the measure evaluates it.
         mixtures: The mixtures tried, in order, if the measure tries any.
-        checks: Self-tests by statistic.
         notes: Notes for the user.
-        trace: Losses at every step of a measure that learns, by name.
-        choice: What the images held back from learning chose, if the measure holds some back.
-        coefficients: Learned coefficients by parameter, float32 on the CPU; never part of the JSON.
-        gradients: Mean gradient along the path by parameter, float32 on the CPU; never part of the
-            JSON.
-        tensors: Other tensors, by statistic and parameter, float32 on the CPU; never part of the
-            JSON.
+        coefficients: Learned coefficients by parameter, float32 on the CPU; not in the JSON.
+        gradients: Mean gradient along the path by parameter, float32 on the CPU; not in the JSON.
+        tensors: Other tensors, by statistic and parameter, float32 on the CPU; not in the JSON.
     """
 
     measure: str
     statistics: tuple[Statistic, ...] = ()
     batch_sizes: Shape = ()
-    path: LossPath | None = None
     mixtures: tuple[Mixture, ...] = ()
-    checks: dict[str, Check] = Field(default_factory=dict)
     notes: Names = ()
-    trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
-    choice: BackoffChoice | None = None
     coefficients: Json = Field(default_factory=dict, exclude=True, repr=False)
     gradients: Json = Field(default_factory=dict, exclude=True, repr=False)
     tensors: dict[str, Json] = Field(default_factory=dict, exclude=True, repr=False)
@@ -169,8 +156,8 @@ class Measurements(Frozen):
 
     @property
     def observed(self) -> Json:
-        """The values of the fields of `Findings` that a measure fills."""
-        shared = {name: getattr(self, name) for name in ("path", "trace", "choice", "checks")}
+        """The fields of `Findings` that a measure fills, with their values."""
+        shared = {name: getattr(self, name) for name in Observations.model_fields}
         return {"statistics": {each.name: each for each in self.statistics}, **shared}
 
     def __getitem__(self, name: str) -> Statistic:
@@ -179,7 +166,7 @@ class Measurements(Frozen):
 
 
 class CalibrationRecord(Frozen):
-    """A record of the images that a measure used.
+    """The images that a measure used.
 
     Attributes:
         source: The source as the user wrote it.
@@ -187,9 +174,9 @@ class CalibrationRecord(Frozen):
         images: Number of images drawn.
         requested: Number of images asked for, if further images were held back to judge the merge;
             else ``None``.
-        duplicates: Number of drawn images that were left out because they are copies of others.
+        duplicates: Number of drawn images that were left out as copies of others.
         classes: Number of classes.
-        classes_with_images: Number of classes that have an image among those used.
+        classes_with_images: Number of classes with at least one of these images.
         batch_size: Images per batch.
         templates: Prompt templates.
         seed: Seed of the draw.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -26,13 +25,13 @@ from clipmerge.plugins import (
 )
 from clipmerge.types import Json, Missing, StrPath, as_tuple
 
-#: Loss of accuracy, in points, that is accepted unless the recipe or the user says otherwise.
+#: Default for the accepted loss of accuracy, in points.
 MAX_LOSS = 3.0
 
 
 class Override(Frozen):
-    """New settings of some layers, which replace those that the method chose. If two overrides set
-    the same layer, the later one counts.
+    """Settings of some layers that replace those of the method. If two overrides match a layer, the
+    later one counts.
 
     Attributes:
         layers: Glob over layer names, such as ``text.*``.
@@ -53,8 +52,8 @@ class Recipe(Frozen):
         measure: ``{"name": ..., options}``, or ``None`` for a data-free recipe.
         method: ``{"name": ..., options}``.
         overrides: Changes of the method's result for some layers, applied in order.
-        missing: Treatment of keys that only one checkpoint has: ``error`` raises an error, and the
-            other values keep the keys of the zero-shot or of the fine-tuned checkpoint.
+        missing: Treatment of keys that only one checkpoint has: an error, or keep the keys of the
+            zero-shot or of the fine-tuned checkpoint.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -66,9 +65,7 @@ class Recipe(Frozen):
     @property
     def measure_options(self) -> Json:
         """Options of the measure; empty if there is none."""
-        options = dict(self.measure or {})
-        options.pop("name", None)
-        return options
+        return {key: value for key, value in (self.measure or {}).items() if key != "name"}
 
     @property
     def max_loss(self) -> float:
@@ -82,8 +79,7 @@ class Recipe(Frozen):
 
     def to_yaml(self) -> str:
         """Return the text of a recipe file, without empty top-level keys."""
-        data = self.model_dump(mode="json")
-        data["overrides"] = [override.model_dump(exclude_none=True) for override in self.overrides]
+        data = self.model_dump(mode="json", exclude_none=True)
         content = {key: value for key, value in data.items() if value}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
@@ -94,7 +90,7 @@ RecipeLike: TypeAlias = StrPath | Mapping[str, Any] | Recipe
 
 def load_recipe(
     recipe: RecipeLike,
-    set: Mapping[str, Any] | Sequence[str | tuple[str, Any]] | str | None = None,
+    set: Mapping[str, Any] | Sequence[str] | str | None = None,
     *,
     alpha: float | None = None,
     max_loss: float | None = None,
@@ -103,8 +99,8 @@ def load_recipe(
 
     Args:
         recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
-        set: Changes by dotted key, as a mapping or as pairs; or texts ``KEY=VALUE`` with YAML
-            values, one or several.
+        set: Changes: a mapping by dotted key; or one or several texts ``KEY=VALUE``, with values in
+            YAML.
         alpha: Value for ``method.alpha``.
         max_loss: Value for ``measure.max_loss``, if the measure has this option.
 
@@ -119,7 +115,7 @@ def load_recipe(
         0.3
     """
     source, content = _read_recipe(recipe)
-    changes = {} if set is None else _parse_assignments(set)
+    changes = _parse_assignments(set)
     if alpha is not None:
         if "method.alpha" in changes:
             raise UsageError("`alpha` is short for `set` method.alpha; give one of them")
@@ -141,16 +137,12 @@ def load_recipe(
 
 
 def _read_recipe(recipe: RecipeLike) -> tuple[str, Json]:
-    """Return a recipe's name for messages, and a copy of its content, not yet validated."""
+    """Return a recipe's name for messages, and a copy of its content before validation."""
     if isinstance(recipe, Recipe):
         return recipe.name, recipe.model_dump(mode="json")
     if isinstance(recipe, Mapping):
         return "recipe", {"name": "custom", **copy.deepcopy(dict(recipe))}
-    if not isinstance(recipe, (str, os.PathLike)):
-        raise UsageError(
-            f"`recipe` {recipe}: expected the name of a recipe, a YAML file, a mapping or a Recipe"
-        )
-    name = os.fspath(recipe)
+    name = str(recipe)
     content = _from_yaml(f"{name}:", recipe_text(name))
     if not isinstance(content, dict):
         raise UsageError(
@@ -163,28 +155,24 @@ def recipe_text(recipe: str) -> str:
     """Read the text of a shipped recipe or of the user's file, with its comments."""
     known = recipe_files()
     file = known.get(recipe) or local_path(recipe)
+    if not file.exists():
+        hint = list_choices("recipes", recipe, known)
+        if file.suffix in (".yaml", ".yml"):
+            hint = f".{did_you_mean_path(file)}"
+        raise UsageError(f"no recipe '{recipe}'{hint}")
     try:
         return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        if file.suffix in (".yaml", ".yml"):
-            meant = did_you_mean_path(file)
-            raise UsageError(f"{recipe}: no such recipe file.{meant}") from None
-        raise UsageError(f"no recipe '{recipe}'{list_choices('recipes', recipe, known)}") from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{recipe}: cannot be read ({reason})") from None
 
 
 def _parse_assignments(assignments: Any) -> Json:
-    """Read changes by key from a mapping, from pairs, or from texts ``KEY=VALUE``."""
+    """Read changes by key from a mapping, or from texts ``KEY=VALUE``."""
     if isinstance(assignments, Mapping):
-        assignments = assignments.items()
+        return {str(key): value for key, value in assignments.items()}
     parsed = {}
     for assignment in as_tuple(assignments):
-        if isinstance(assignment, tuple) and len(assignment) == 2:
-            key, value = assignment
-            parsed[str(key)] = value
-            continue
         key, equals, raw = str(assignment).partition("=")
         if not equals:
             raise UsageError(f"`set` {assignment}: expected KEY=VALUE, such as method.alpha=0.4")
@@ -196,7 +184,7 @@ def _set_by_dotted_key(data: Json, key: str, value: Any) -> None:
     """Set the value at a dotted key, such as ``method.alpha``, in nested dictionaries."""
     *parents, last = key.split(".")
     for parent in parents:
-        section = data.get(parent) or {}  # a `Recipe` without a measure has ``None`` there
+        section = data.get(parent) or {}  # the measure of a `Recipe` may be ``None``
         if not isinstance(section, dict):
             raise UsageError(f"`set` {key}={value}: '{parent}' holds no options")
         data[parent] = section
@@ -220,7 +208,7 @@ def _check_section(section: str, value: Json) -> Json:
     if not isinstance(name, str):
         raise UsageError(f"{section}: needs a `name:`, one of {', '.join(plugin_names(package))}")
     checked = check_options(package, name, options)
-    if checked.get("mask") is not None:  # checked now, before minutes of measuring
+    if checked.get("mask") is not None:  # an error now saves minutes of measuring
         check_mask_options(checked["mask"], checked.get("mask_options") or {})
     return {"name": name, **checked}
 
@@ -228,12 +216,11 @@ def _check_section(section: str, value: Json) -> Json:
 def _explain_invalid_recipe(error: ValidationError, data: Json) -> str:
     """Describe the first fault of a recipe, and suggest the key that may be meant."""
     first = error.errors()[0]
-    place = first["loc"]
-    key = str(place[-1])
-    if len(place) > 1 or first["type"] != "extra_forbidden":
-        where = ".".join(map(str, place))
-        return f"{where}: {first['msg']}.{did_you_mean(key, Override.model_fields)}"
-    name = data["method"].get("name")
-    if name in plugin_names("methods") and key in plugin_options("methods", name):
-        return f"unknown key '{key}'. Did you mean 'method.{key}'?"  # given without its section
+    *section, key = map(str, first["loc"])
+    if section or first["type"] != "extra_forbidden":
+        place = ".".join([*section, key])
+        return f"{place}: {first['msg']}.{did_you_mean(key, Override.model_fields)}"
+    method = data["method"].get("name")
+    if method in plugin_names("methods") and key in plugin_options("methods", method):
+        return f"unknown key '{key}'. Did you mean 'method.{key}'?"
     return f"unknown key '{key}'{list_choices('keys', key, Recipe.model_fields)}"

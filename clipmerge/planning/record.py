@@ -1,4 +1,4 @@
-"""The record of a merge, which ``--json`` prints, ``clipmerge.json`` stores and reports show."""
+"""The record of a merge, as printed by ``--json``, stored in ``clipmerge.json`` and reported."""
 
 from __future__ import annotations
 
@@ -8,21 +8,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from clipmerge import __version__
-from clipmerge.errors import OutputError, did_you_mean_path, shorten
+from clipmerge.errors import OutputError, shorten
 from clipmerge.files.staging import RECORD
-from clipmerge.planning import Frozen, read_versioned
-from clipmerge.planning.measurements import (
-    BackoffChoice,
-    CalibrationRecord,
-    Check,
-    LossPath,
-    StatisticAbout,
-)
+from clipmerge.planning import Frozen, read_json
+from clipmerge.planning.measurements import CalibrationRecord, Observations, StatisticAbout
 from clipmerge.planning.plan import Plan, SourceRecord
 from clipmerge.planning.recipe import MAX_LOSS
 from clipmerge.types import Json, Kind, Names, Recommendation
 
-FORMAT = "clipmerge-record/5"
 #: Format of the record of a sweep; see `docs/how-to/sweep.md`.
 SWEEP_FORMAT = "clipmerge-sweep/4"
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -44,9 +37,9 @@ QUESTIONS: dict[Question, str] = {
 }
 
 _Share = Annotated[float, Field(ge=-1, le=1)]
-# If half an interval is wider than this share, the figures are shown in whole points.
+# If half an interval is wider than this share, numbers are shown in whole points.
 _COARSE = 0.05
-# A smaller share would be rounded to 0 points.
+# In whole points, a smaller share would be shown as 0.
 _SHOWN = 0.005
 
 
@@ -127,7 +120,7 @@ class Comparison(Frozen):
 
 
 class Answer(Frozen):
-    """The answer to one question: the mean accuracy over its sources.
+    """The answer to one question: mean accuracies over its sources.
 
     Attributes:
         merged: Accuracy of the merged model.
@@ -142,18 +135,18 @@ class Answer(Frozen):
 
 
 class Verdict(Frozen):
-    """The judgement whether to use a merged model.
+    """Advice whether to use a merged model, with the accuracies behind it.
 
     Attributes:
         recommendation: What to do.
-        reason: The reason of the rule that decided, as a word for programs.
+        reason: The rule that decided, as a word for programs.
         sentence: Recommendation and reason in words; the numbers are in the fields below.
-        max_loss: Loss of accuracy, in points, that is accepted.
+        max_loss: Accepted loss of accuracy, in points.
         alphas: Alphas of plain interpolation that were scored beside the merge.
-        best_alpha: Of these alphas, the most accurate one under shift that loses at most `max_loss`
-            on the target. Without shifts, the most accurate one on other tasks counts; without
-            ``--ood``, that on the target.
-        chose: Whether some of the target's images that judge also chose how far the merge goes.
+        best_alpha: The best of these alphas that lose at most `max_loss` on the target: the most
+            accurate one under shift; without shifts, on other tasks; without ``--ood``, on the
+            target.
+        chose: Whether some of the target's test images also chose how far the merge goes.
         target: The models on the target's images.
         corrupted: The models on the same images under corruptions that no recipe learns from.
         ood: The models on each source given with ``--ood``.
@@ -190,17 +183,13 @@ def finetuned_names(count: int) -> list[str]:
     return [f"fine-tuned {number + 1}" for number in range(count)]
 
 
-class Findings(Frozen):
-    """What the measure and the method found, for reports; mostly empty if nothing was measured.
+class Findings(Observations):
+    """The results of the measure and the method, for reports; mostly empty without a measure.
 
     Attributes:
         decision: The reason for the whole decision, as a sentence without its full stop.
         reasons: The reason for a layer's settings, by layer; not every layer has one.
         statistics: How to read each statistic in `Record.measurements`.
-        path: Loss along the straight path, if it was measured.
-        trace: Losses at every step of learning, by name.
-        choice: What the images held back from learning chose, if there were any.
-        checks: Self-tests of the measure, by statistic.
         straggler_statistic: Statistic by which stragglers are found; ``None`` if the method looks
             for none.
         straggler_scores: ``{"z": ..., "stability": ...}`` or ``{"share": ...}`` by layer.
@@ -209,10 +198,6 @@ class Findings(Frozen):
     decision: str = ""
     reasons: dict[str, str] = Field(default_factory=dict)
     statistics: dict[str, StatisticAbout] = Field(default_factory=dict)
-    path: LossPath | None = None
-    trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
-    choice: BackoffChoice | None = None
-    checks: dict[str, Check] = Field(default_factory=dict)
     straggler_statistic: str | None = None
     straggler_scores: dict[str, dict[str, float]] = Field(default_factory=dict)
 
@@ -233,14 +218,14 @@ class Record(Frozen):
         measurements: Measured values by layer and statistic.
         measured: Further results of the measure and the method.
         calibration: The images used for measuring, if there were any.
-        verdict: Whether to use the merge; ``None`` if there were no images to judge it by.
+        verdict: Whether to use the merge; ``None`` without test images.
         warnings: Warnings, one sentence each.
         command: Command that repeats the merge.
         date: Day of the merge, such as ``2026-11-30``.
         seconds: Wall-clock seconds by stage.
     """
 
-    format: Literal["clipmerge-record/5"] = FORMAT  # type: ignore[assignment]
+    format: Literal["clipmerge-record/5"] = "clipmerge-record/5"
     clipmerge: str = __version__
     output: str | None = None
     files: dict[str, str | None] = Field(default_factory=dict)
@@ -268,19 +253,10 @@ class Record(Frozen):
 
 
 def read_output(folder: Path) -> Record:
-    """Read the record of an output folder. Raise an error if a file that it lists is missing."""
-    path = folder / RECORD
-    if not path.is_file():
-        is_folder = folder.is_dir()
-        what = f"no {RECORD} in it" if is_folder else "no such folder"
-        meant = "" if is_folder else did_you_mean_path(folder)
-        raise OutputError(
-            f"{folder}: {what}. Give a folder written by `clipmerge merge --output`.{meant}"
-        )
-    record = read_versioned(Record, path, OutputError, "merge again")
+    """Read the record of an output folder. All files that it lists must exist."""
+    advice = "give a folder that `clipmerge merge --output` of this version wrote"
+    record = read_json(Record, folder / RECORD, OutputError, advice)
     missing = [name for name in record.files if not (folder / name).is_file()]
-    if missing or not list(folder.glob("*.safetensors")):
-        raise OutputError(
-            f"{folder}: {shorten(missing or ['*.safetensors'])} missing. Merge again."
-        )
+    if missing:
+        raise OutputError(f"{folder}: {shorten(missing)} missing; merge again")
     return record

@@ -3,10 +3,10 @@
 Each layer has a robust z-score: the statistic is regressed on the layers' size, kind, tower and
 depth, and a layer's residual is divided by a robust standard deviation of all residuals.
 
-A layer is a *straggler* under two conditions. Its z-score is above ``threshold``. And it is more
-than ``mirror`` times as far above zero as the lowest z-score is below, because layers that scatter
-widely by nature do so on both sides. Both conditions must hold on all batches together, and in at
-least a ``stability`` share of bootstrap resamples of the calibration batches.
+A layer is a *straggler* under two conditions. Its z-score is above ``threshold``. It is also more
+than ``mirror`` times as far above zero as the lowest z-score is below zero: ordinary scatter is on
+both sides. Both conditions must hold on all batches together, and in at least a share of
+``stability`` of the bootstrap resamples of the calibration batches.
 
 Inspired by Abdollahpoorrostam 2024 (arXiv:2410.16476), whose own definition is not public.
 """
@@ -31,16 +31,16 @@ _FEWEST_LAYERS = 8
 # deviation.
 _MAD_TO_Z = 0.6745
 _HUBER = 1.345
-# Minimum number of layers per covariate; with fewer, the covariates explain an outlier away.
+# Minimum number of layers per covariate. With fewer, the covariates would explain outliers away.
 _LAYERS_A_COLUMN = 3
-# Smaller values of an unsigned statistic are raised to this share of the median before the
-# logarithm, because a value may be zero in a resample.
+# Lower bound of an unsigned statistic, as a share of its median. Its logarithm is taken, and it may
+# be zero in a resample.
 _FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
 class Stragglers:
-    """The stragglers in network order, the scores of every layer, and a sentence about them."""
+    """The stragglers in network order, the scores of every layer, and a sentence for the report."""
 
     names: Names
     # {"z": robust z-score, "stability": share of resamples in which the layer is a straggler}
@@ -59,7 +59,7 @@ def find_stragglers(
     bootstraps: int = 200,
     seed: int = 0,
 ) -> Stragglers:
-    """Find the straggler layers, by the definition in the module.
+    """Find the straggler layers, as the module defines them.
 
     Source:
         Modified z-score: Iglewicz and Hoaglin 1993; the covariates are removed by Huber regression.
@@ -71,7 +71,7 @@ def find_stragglers(
             f" {measurements.measure}{list_choices('statistics', statistic, sorted(known))}"
         )
     measured = known[statistic]
-    # the logarithm needs a positive value; a layer that does not change the loss is no straggler
+    # the logarithm needs positive values; a layer with zero has no effect, so it is no straggler
     layers = [
         layer
         for layer, mean in measured.values.items()
@@ -83,28 +83,26 @@ def find_stragglers(
     values = np.array([measured.batches[layer] for layer in layers])
     design = _design_matrix(layers, sizes)
 
-    def scores_and_limit(weights: Array) -> tuple[Array, float]:
-        """Compute the layers' z-scores, and the limit above which a layer is a straggler, from
-        batches with these weights.
-
-        The lowest z-score shows how widely ordinary layers scatter.
-        """
+    def z_scores(weights: Array) -> Array:
+        """Compute the layers' z-scores from batches with these weights."""
         means = values @ (weights / weights.sum())
-        z = _robust_z_scores(means, design, signed=measured.signed)
-        lowest = float(z.min())
-        return z, max(threshold, -mirror * lowest)
+        return _robust_z_scores(means, design, signed=measured.signed)
 
-    sizes_of_batches = np.array(measurements.batch_sizes, dtype=float)
-    count = len(sizes_of_batches)
-    equal = np.full(count, 1 / count)
+    def limit_of(z: Array) -> float:
+        """Compute the z-score that a straggler exceeds. The lowest one shows how widely ordinary
+        layers scatter.
+        """
+        lowest = float(z.min())
+        return max(threshold, -mirror * lowest)
+
+    batch_sizes = np.array(measurements.batch_sizes, dtype=float)
+    count = len(batch_sizes)
     rng = np.random.default_rng(seed)
-    draws = rng.multinomial(count, equal, size=bootstraps)
-    flags = []
-    for drawn in draws:
-        z, limit = scores_and_limit(drawn * sizes_of_batches)
-        flags.append(z > limit)
-    share = np.mean(flags, axis=0)
-    z, limit = scores_and_limit(sizes_of_batches)
+    draws = rng.multinomial(count, np.full(count, 1 / count), size=bootstraps)
+    resampled = [z_scores(drawn * batch_sizes) for drawn in draws]
+    share = np.mean([z > limit_of(z) for z in resampled], axis=0)
+    z = z_scores(batch_sizes)
+    limit = limit_of(z)
     scores = {}
     for at, layer in enumerate(layers):
         scores[layer] = {"z": float(z[at]), "stability": float(share[at])}
@@ -124,7 +122,7 @@ def find_stragglers(
 
 
 def _design_matrix(layers: list[str], sizes: dict[str, int]) -> Array:
-    """Make the covariates that explain a statistic in ordinary layers, one row per layer: size,
+    """Make the covariates that explain the statistic of ordinary layers, one row per layer: size,
     depth, kind and tower.
     """
     deepest: dict[str, int] = {}
@@ -162,7 +160,7 @@ def _robust_z_scores(values: Array, design: Array, *, signed: bool) -> Array:
     largest = np.abs(y).max()
     if not mad > 1e-9 * largest:
         return np.zeros_like(y)
-    # the fit removes a part of the residuals' spread
+    # the fit has removed a part of the residuals' spread
     count, columns = design.shape
     shrunk = np.sqrt(1 - columns / count)
     return np.asarray(_MAD_TO_Z * shrunk * centred / mad)

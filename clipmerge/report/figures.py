@@ -1,4 +1,4 @@
-"""The pictures of a merge and of a sweep, narrow enough for a telephone.
+"""Pictures of a merge and of a sweep, narrow enough for a phone.
 
 As in the WiSE-FT paper, accuracy under shift is drawn against accuracy on the target.
 """
@@ -22,7 +22,7 @@ from clipmerge.report.wording import recipes_and_points
 from clipmerge.types import Json
 
 _SHAPES = "hD^sPvX<p>"
-# Inches: as wide as a telephone.
+# Width of a phone, in inches.
 _WIDTH = 4.8
 _STYLE: Any = {
     "figure.dpi": 180,
@@ -40,8 +40,8 @@ _ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 2, "f
 
 @rc_context(_STYLE)
 def merge_figure(record: Record) -> Figure:
-    """Draw the picture of a merge: the alpha of every layer; the losses of learning, if the merge
-    learned; and the accuracies beside those of plain interpolation, if there are `ood` images.
+    """Draw a merge: its accuracies beside those of plain interpolation, if there are `ood` images;
+    the losses of learning, if it learned; and the alpha of every layer.
     """
     draw: list[tuple[float, Callable[[Axes], None]]] = []
     if verdict := record.verdict:
@@ -99,8 +99,8 @@ def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
 
 @rc_context(_STYLE)
 def sweep_figure(record: Json) -> Figure:
-    """Draw the picture of a sweep: the alpha curve, and every recipe and checkpoint with intervals,
-    in a panel for shifts and one for other tasks.
+    """Draw a sweep: the alpha curve, and every recipe and checkpoint with intervals, in a panel for
+    shifts and one for other tasks.
     """
     others = recipes_and_points(record)
     asked = [question for question in ("shift", "task") if record[question]]
@@ -157,7 +157,7 @@ def png(figure: Figure) -> bytes:
     """Save a figure as PNG. With the same matplotlib and fonts, equal figures give equal bytes."""
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # the font may lack letters of a name, and users cannot change this
+        # the font may lack letters of a name, about which users can do nothing
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

@@ -37,9 +37,7 @@ def shown(verdict: Verdict) -> ShownVerdict:
 
 
 def merge_html(record: Record) -> str:
-    """Return a merge as HTML for a notebook: its verdict or, without a verdict, its decision; and
-    its picture.
-    """
+    """Return a merge as HTML for a notebook: its verdict, or else its decision, and its picture."""
     sentence, table = decision_sentence(record.plan, record.measured), None
     if record.verdict:
         sentence, table = record.verdict.sentence, verdict_table(record.verdict)

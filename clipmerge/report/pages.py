@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 CARD = "README.md"
 REPORT = "report.html"
 _CODE = re.compile(r"`([^`]+)`")
-# Names that take "an": "an eight", but "a one" and "a unicorn".
-_VOWEL = re.compile(r"(?!one|uni|use|eu)[aeiou]", re.IGNORECASE)
 
 
 def html_page(record: Record, shifts: Table | None = None) -> str:
@@ -42,11 +40,11 @@ def html_page(record: Record, shifts: Table | None = None) -> str:
 
 
 def merge_picture(record: Record) -> bytes | None:
-    """Return the picture of a merge as PNG; ``None`` if there would be nothing to see, because no
-    `ood` images judged the merge and all layers have one alpha.
+    """Return the picture of a merge as PNG; ``None`` if it would show nothing, because all layers
+    have one alpha and no `ood` images judged the merge.
     """
-    is_judged = record.verdict is not None and bool(record.verdict.ood)
-    if not is_judged and len({layer.alpha for layer in record.plan.layers.values()}) == 1:
+    alphas = {layer.alpha for layer in record.plan.layers.values()}
+    if len(alphas) == 1 and not (record.verdict and record.verdict.ood):
         return None
     from clipmerge.report.figures import merge_figure, png  # slower than a small merge
 
@@ -83,18 +81,14 @@ def _hub_repositories(record: Record) -> list[str]:
 
 
 def _card_fields(verdict: Verdict) -> dict[str, Any]:
-    """Collect the parts of a model card that need a verdict, among them example prompts."""
+    """Collect the parts of a model card that come from the verdict, such as example prompts."""
     from clipmerge.hub import dataset_repo
 
     datasets = {source.name: dataset_repo(source.source) for source in verdict.sources}
-    prompts = []
-    for name in verdict.target.class_names:
-        article = "an" if _VOWEL.match(name) else "a"
-        prompts.append(f"a photo of {article} {name}")
     return {
         "sentence": with_flags(verdict.sentence),
         "accuracies": verdict_table(verdict),
-        "prompts": prompts,
+        "prompts": [f"a photo of a {name}" for name in verdict.target.class_names],
         "datasets": {name: found for name, found in datasets.items() if found},
     }
 
@@ -133,7 +127,7 @@ def mark_code(text: str) -> Markup:
 
 
 def _cell_text(value: object) -> str:
-    """Escape a value for a cell or a line of Markdown."""
+    """Escape a value for one cell or line of Markdown."""
     text = " ".join(str(value).split())
     text = text.replace("&", "&amp;")
     text = text.replace("<", "&lt;")

@@ -9,7 +9,7 @@ from clipmerge.types import Json
 
 
 def _row_name(record: Json, row: Json) -> str:
-    """Return the name of a row, which is a recipe, a checkpoint or an alpha."""
+    """Return the name of a row: a recipe, a checkpoint or an alpha."""
     if "alpha" not in row:
         return str(row["name"])
     count = len(record.get("finetuned", ()))
@@ -18,8 +18,8 @@ def _row_name(record: Json, row: Json) -> str:
 
 
 def _best_row(record: Json) -> Json:
-    """Return the best row of a sweep: a recipe or checkpoint or, if there are none, an alpha that
-    loses no more than the limit on the target.
+    """Return the best recipe or checkpoint of a sweep; without any, the best alpha within the limit
+    of loss on the target.
     """
     first = "shift" if record["shift"] else "task"
     if points := recipes_and_points(record):
@@ -29,13 +29,13 @@ def _best_row(record: Json) -> Json:
 
 
 def best_name(record: Json) -> str:
-    """Return the name of the best row of a sweep, which its answer is about."""
+    """Return the name of the best row of a sweep, the subject of its answer."""
     return _row_name(record, _best_row(record))
 
 
 def sweep_sentence(record: Json) -> str:
-    """Write the sentence that answers a sweep. It recommends the best recipe or checkpoint, or
-    plain interpolation if none beats it. Without recipes and checkpoints, it names the best alpha.
+    """Write the answer of a sweep. It recommends the best recipe or checkpoint, or plain
+    interpolation if none is better. Without recipes and checkpoints, it names the best alpha.
     """
     best = _best_row(record)
     name = _row_name(record, best)
@@ -54,38 +54,33 @@ def sweep_sentence(record: Json) -> str:
     return f"No difference is shown: {name} {numbers}; more test images may show one."
 
 
+def _is_recommended(row: Json) -> bool:
+    """Whether the gain is surely positive, and the loss on the target within the limit."""
+    return _deciding_interval(row)[0] > 0 and row["exceeds_max_loss"] is False
+
+
 def _deciding_interval(row: Json) -> list[float]:
     """Return the interval of the gain under shift or, if there is no shift, on other tasks."""
     interval: list[float] = next(iter(row["gain"].values()))["interval"]
     return interval
 
 
-def _is_recommended(row: Json) -> bool:
-    """Whether the gain is surely positive, and the loss on the target within the limit."""
-    return _deciding_interval(row)[0] > 0 and row["exceeds_max_loss"] is False
-
-
 def sweep_table(record: Json) -> Table:
-    """Make a table with a row per point: accuracy on every source, means over several shifts or
-    tasks, and gains.
-    """
+    """Make a table with a row per point: accuracy on every source, means over sources, gains."""
     rows = [*record["curve"], *recipes_and_points(record)]
+    columns = {"accuracy, %": [_row_name(record, row) for row in rows]}
     asked = [question for question in QUESTIONS if record[question]]
-    heads, cells = ["accuracy, %"], [[_row_name(record, row)] for row in rows]
     for question in asked:
         names = record[question]
-        heads += names
-        for row, line in zip(rows, cells, strict=True):
-            line += [f"{100 * row['accuracy'][name]:.1f}" for name in names]
-            if len(names) > 1:
-                line.append(f"{100 * row['mean'][question]['value']:.1f}")
+        for name in names:
+            columns[name] = [f"{100 * row['accuracy'][name]:.1f}" for row in rows]
         if len(names) > 1:
-            heads.append(f"mean {question}")
+            means = [row["mean"][question]["value"] for row in rows]
+            columns[f"mean {question}"] = [f"{100 * mean:.1f}" for mean in means]
     for question in asked[1:]:
-        heads.append(f"gain, {question}")
-        for row, line in zip(rows, cells, strict=True):
-            line.append(_gain_cell(row["gain"][question]) if row["gain"] else "")
-    return heads, cells
+        gains = [row["gain"].get(question) for row in rows]
+        columns[f"gain, {question}"] = [_gain_cell(gain) if gain else "" for gain in gains]
+    return list(columns), list(map(list, zip(*columns.values(), strict=True)))
 
 
 def _gain_cell(gain: Json) -> str:

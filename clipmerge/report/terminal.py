@@ -1,4 +1,4 @@
-"""Results of a merge or a sweep for the terminal, in a few lines. The HTML page has the details."""
+"""Results of a merge or a sweep in a few lines for the terminal. The HTML page has the details."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from clipmerge.types import Json
 
 
 def summary(record: Record, *, verbose: bool = False) -> RenderableType:
-    """Return the summary of a merge: its verdict or, without a verdict, its decision. With
-    ``verbose`` it has both.
-    """
+    """Return the summary of a merge: its verdict, or else its decision; with ``verbose`` both."""
     lines: list[RenderableType] = []
     if record.verdict:
         advice, colon, why = with_flags(record.verdict.sentence).partition(":")
@@ -36,7 +34,7 @@ def summary(record: Record, *, verbose: bool = False) -> RenderableType:
 
 
 def sweep_summary(record: Json) -> RenderableType:
-    """Return the summary of a sweep: its answer, and its table with about six of the alphas."""
+    """Return the summary of a sweep: its answer, and a table with about six of the alphas."""
     sentence = Text(with_flags(sweep_sentence(record)), style="bold")
     heads, rows = sweep_table(record)
     best = best_name(record)
@@ -49,8 +47,8 @@ def sweep_summary(record: Json) -> RenderableType:
 def render_table(
     heads: Iterable[str], rows: Iterable[Iterable[str]], *, words: int = 1, bold: str = ""
 ) -> Table:
-    """Make a table without lines. The first ``words`` columns are text, and the others are numbers.
-    The row with the name ``bold`` is printed in bold.
+    """Make a table without lines. The first ``words`` columns are text, the others numbers. The row
+    named ``bold`` is bold.
     """
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for at, head in enumerate(heads):

@@ -10,7 +10,7 @@ from clipmerge.types import Json
 _NOT_JUDGED = (
     "Not judged: labelled images, as `data` of `merge`, show what this merge keeps and loses."
 )
-#: The record of merges without images. The figures are those of `benchmarks/results`.
+#: Results of other merges without images, from `benchmarks/results`.
 WITHOUT_IMAGES = (
     "On 24 pairs of real pictures, plain interpolation at alpha 0.5 changed the accuracy on the"
     " target by -25.5 to +2.0 points, and by -7.1 on average."
@@ -20,39 +20,26 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def decision_sentence(plan: Plan, measured: Findings | None = None) -> str:
-    """Say how far the layers move, how many have a mask and, if the findings are given, why."""
-    layers = plan.layers.values()
-    ends = [end for layer in layers for end in layer.alpha_range or (layer.alpha,)]
-    low, high = min(ends), max(ends)
-    far = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
-    target = "fine-tuned"
-    if len(plan.finetuned) > 1:
-        rule = plan.recipe.method["name"] if plan.combine else "weighted sum"
-        target = f"the {rule} of {len(plan.finetuned)} models"
-    text = f"The layers go {far} of the way from zero-shot to {target}"
-    if any(layer.is_learned for layer in layers):
-        text += ", each weight as far as was learned"
-    masks = [layer.mask for layer in layers if layer.mask]
-    if masks:
-        text += f"; {len(masks)} of {len(layers)} have a mask ({', '.join(sorted(set(masks)))})"
-    reasons = [measured.decision] if measured and measured.decision else []
+    """Describe the settings of a plan and, if the findings are given, their reasons."""
+    reasons = []
+    if measured and measured.decision:
+        reasons.append(measured.decision)
     if measured and measured.choice:
         reasons.append(_choice_sentence(measured.choice))
-    if reasons:
-        reason = "; ".join(reasons)
-        text = f"{reason[0].upper()}{reason[1:]}. {text}"
-    return f"{text}."
+    reason = "; ".join(reasons)
+    why = f"{reason[0].upper()}{reason[1:]}. " if reason else ""
+    return f"{why}{plan._caption()}."
 
 
 def unjudged_sentence(plan: Plan) -> str:
-    """Say that a merge is not judged and, if it used no images, what such merges did elsewhere."""
+    """Say that a merge is not judged. If it used no images, cite results of other such merges."""
     if plan.recipe.measure:
         return _NOT_JUDGED
     return f"{_NOT_JUDGED} {WITHOUT_IMAGES}"
 
 
 def _choice_sentence(choice: BackoffChoice) -> str:
-    """Say which point held-out images chose, and why."""
+    """Report the choice of the held-out images, with its reason."""
     images = f"{choice.images} held-out images"
     if choice.backoff == 1:
         return f"{images} chose the fine-tuned model: nothing learned surely keeps the accuracy"
@@ -63,7 +50,7 @@ def _choice_sentence(choice: BackoffChoice) -> str:
 
 
 def verdict_table(verdict: Verdict) -> Table:
-    """Make a table with a row per source: accuracy of each model, and merged minus fine-tuned."""
+    """Make a table with a row per source: the accuracy of each model, and the change by merging."""
     target = verdict.target
     compared = {
         f"{target.source}, {target.images:,} images": target,
@@ -81,4 +68,4 @@ def verdict_table(verdict: Verdict) -> Table:
 
 def recipes_and_points(record: Json) -> list[Json]:
     """Return the rows of a sweep that are not on the curve: recipes, then checkpoints."""
-    return [*record["recipes"], *record.get("points", [])]
+    return [*record["recipes"], *record["points"]]

@@ -55,7 +55,7 @@ def test_results_show_themselves(far: Folders, images: Path, shifted: Path, capt
     assert [*inspected.to_frame().index] == [*inspected.layers]
     assert "0 mismatches" in repr(inspected)
     planned = clipmerge.plan(*far, alpha=0.25, **QUIET)
-    assert "alpha 0.25 to 0.25" in repr(planned)
+    assert "The layers go 0.25 of the way" in repr(planned)
     swept = clipmerge.sweep(*far, id=images, ood={"far": shifted}, **GUESSING)
     row = swept.to_frame().loc["alpha 0.5"]
     assert row["far"] == row["mean shift"]

@@ -49,7 +49,7 @@ def test_a_help_page_names_only_its_own_flags(command: list[str]) -> None:
             2,
             "Did you mean 'keep-finetuned'?",
         ),
-        (["push", "nowhere", "a/b"], 1, "nowhere: no such folder"),
+        (["push", "nowhere", "a/b"], 1, "nowhere/clipmerge.json: cannot be read"),
     ],
 )
 def test_errors_are_one_line_and_say_what_next(

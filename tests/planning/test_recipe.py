@@ -66,7 +66,7 @@ def test_assignments_reach_every_place() -> None:
 
 
 WRONG: dict[str, tuple[Any, Any, str]] = {
-    "a number for a recipe": (3, [], "^`recipe` 3: expected the name of a recipe"),
+    "a number for a recipe": (3, [], "^no recipe '3'"),
     "a number for a change": ("wise-ft", 3, "^`set` 3: expected KEY=VALUE"),
     "measure without a name": ("wise-ft", ["measure.nodes=3"], "measure: needs a `name:`"),
     "half a count": ("straggler-outlier", ["method.bootstraps=2.5"], "option 'bootstraps' cannot be 2.5"),

@@ -81,7 +81,7 @@ def merged(
     task: Task, decision: Decision, *, seed: int = 0, run: int = writer.RUN
 ) -> dict[str, Tensor]:
     """The tensors that a decision gives, by parameter."""
-    plan = plan_with(decision.layers, decision.weights, combine=decision.combine, seed=seed)
-    plan = plan.with_tensors(decision.scores, {}) if decision.scores else plan
+    settings = {"combine": decision.combine, "scores": dict(decision.scores), "seed": seed}
+    plan = plan_with(decision.layers, decision.weights, **settings)
     plan.check(task.layers, task.shapes)
     return in_runs(task.inputs, plan, run)
