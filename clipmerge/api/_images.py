@@ -51,7 +51,7 @@ def split_and_check(
     notes: list[str] = []
     # with weight 0, `ood` images would teach nothing, so all of them judge
     teaches = recipe.measure_is("LEARNS") and recipe.measure_options.get("ood_weight") != 0
-    for name, source in dict(options.ood).items():
+    for name, source in options.ood.items():
         shift = open_images(source)
         journal.warn(*shift.notes)
         shift.require_classes()

@@ -106,7 +106,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             from clipmerge.images.dataset import open_images
 
             open_images(options.data, options.classes, columns=options.columns)
-            for shift in dict(options.ood).values():
+            for shift in options.ood.values():
                 open_images(shift)
 
     def on_train_end(

@@ -133,7 +133,7 @@ def _add_sharpness(record: Json, pair: Pair, options: InspectOptions, journal: J
         journal.warn("sharpness is not measured, because the checkpoints do not match")
         return
     recipe = load_recipe({"measure": {"name": "sharpness"}, "method": {"name": "wise-ft"}})
-    opts = PlanOptions(**vars(options), verdict=False)
+    opts = PlanOptions.of({**vars(options), "verdict": False})
     pair, split = open_and_split_images(pair, recipe, opts, journal)
     assert split is not None
     found, images = measure(pair, recipe, split, opts, journal)

@@ -204,8 +204,7 @@ def check_output_folder(
         return None
     target = local_path(output)
     if is_main_process():
-        images = dict(options.ood).values()
-        read = (*checkpoints, options.data, options.classes, *images)
+        read = (*checkpoints, options.data, options.classes, *options.ood.values())
         check_output(target, overwrite=options.overwrite, read=read)
     return target
 

@@ -151,8 +151,8 @@ def sweep(
     opts = SweepOptions.of(options)
     about = {"id": id, "ood": ood, **options, "output": output}
     journal = CallJournal(progress, "sweep", zeroshot, finetuned, **about)
-    recipes = [load_recipe(each, opts.set, max_loss=opts.max_loss) for each in opts.recipes or ()]
-    ids, oods, shown = named_sources(id), named_sources(ood), dict(opts.points)
+    recipes = [load_recipe(each, opts.set, max_loss=opts.max_loss) for each in opts.recipes]
+    ids, oods, shown = named_sources(id), named_sources(ood), opts.points
     _check_names(ids, oods, [*(recipe.name for recipe in recipes), *shown])
     if opts.set and not recipes:
         raise UsageError("`set` changes recipes, and there are none; give `recipes` too")
