@@ -135,7 +135,6 @@ def _build_objective(
     model = path.model
     path.dtype = "float32"
     path.set_alpha(0.0)
-    is_captioned = isinstance(split.train, CaptionedImages)
     images = _as_labelled(split.train, options.seed)
     val = None
     if split.val is not None:
@@ -187,11 +186,6 @@ def _build_objective(
         state=state,
         progress=progress,
     )
-    if is_captioned:
-        from clipmerge.models.captions import caption_notes
-
-        for note in caption_notes(images.source, model, images.class_names):
-            progress.warn(note)
     record = CalibrationRecord(
         source=public_source(images.source, images.revision),
         revision=images.revision,

@@ -110,14 +110,12 @@ def _compare(inputs: Inputs, layers: dict[str, Json], journal: Journal) -> list[
     journal.warn(*inputs.notes)
     mismatches = find_mismatches(inputs)
     journal.stage("inspect")
-    done, total = 0, sum(layer["size"] for layer in layers.values())
-    for layer, names in inputs.layers.items():
+    for number, (layer, names) in enumerate(inputs.layers.items(), start=1):
         change = layers[layer]["change"] = _relative_change(inputs, names)
         if change is not None and math.isnan(change):
             layers[layer]["change"] = None
             mismatches.append(f"{layer}: its weights hold NaN or Inf")
-        done += layers[layer]["size"]
-        journal.advance(done, total)
+        journal.advance(number, len(layers))
     for failed in () if mismatches else check_models(inputs):
         journal.warn(failed.text)
     return mismatches
@@ -153,12 +151,11 @@ def _describe_source(checkpoint: Checkpoint) -> Json:
 
 
 def _describe_all_tensors(checkpoint: Checkpoint) -> Json:
-    """Count a checkpoint's tensors, entries and bytes, and list its dtypes."""
+    """Count a checkpoint's tensors and entries, and list its dtypes."""
     entries = checkpoint.entries.values()
     return {
         "parameters": len(entries),
         "size": sum(entry.size for entry in entries),
-        "bytes": sum(entry.size * DTYPES[entry.dtype][1] for entry in entries),
         "dtypes": sorted({DTYPES[entry.dtype][0] for entry in entries}),
     }
 
@@ -176,8 +173,8 @@ def _describe_layers(inputs: Inputs) -> dict[str, Json]:
 
 
 def _relative_change(inputs: Inputs, names: Names) -> float | None:
-    """Compute ||task_vector|| / ||theta_0|| of a layer: ``None`` if no parameters can be compared
-    or the ratio is infinite, NaN if a weight is not finite.
+    """Compute ||task_vector|| / ||theta_0|| of a layer. The result is ``None`` if there is nothing
+    to compare or theta_0 is zero, and NaN if a weight is not finite.
     """
     changes, bases = [], []
     for name in names:
@@ -188,9 +185,7 @@ def _relative_change(inputs: Inputs, names: Names) -> float | None:
     change, base = math.hypot(*changes), math.hypot(*bases)
     if not math.isfinite(change + base):
         return math.nan
-    if base:
-        return change / base
-    return None if change or not changes else 0.0
+    return change / base if base else None
 
 
 def _are_comparable(inputs: Inputs, name: str) -> bool:

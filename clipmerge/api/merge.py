@@ -16,7 +16,7 @@ from clipmerge.api._call import CallJournal
 from clipmerge.api._pair import (
     CheckpointLike,
     Pair,
-    finetuned_as_list,
+    list_checkpoints,
     open_pair,
     with_zeroshot_head,
 )
@@ -77,11 +77,11 @@ def merge(
             place and the remedy.
     """
     opts = MergeOptions.of(options)
-    ends = (zeroshot, finetuned)
-    journal = CallJournal(progress, "merge", *ends, recipe=recipe, **options, output=output)
+    checkpoints = list_checkpoints(zeroshot, finetuned)
+    journal = CallJournal(progress, "merge", *checkpoints, recipe=recipe, **options, output=output)
     chosen = choose_recipe(recipe, opts, journal)
-    target = check_output_folder(output, opts, zeroshot, *finetuned_as_list(finetuned))
-    with open_and_decide(*ends, chosen, opts, journal, processor) as (pair, split, record):
+    target = check_output_folder(output, opts, checkpoints)
+    with open_and_decide(checkpoints, chosen, opts, journal, processor) as (pair, split, record):
         if split is not None and split.test and opts.verdict:
             from clipmerge.api._images import judge_plan
 
@@ -138,8 +138,8 @@ def plan(
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
         check_output_file(target, overwrite=opts.overwrite)
-    ends = (zeroshot, finetuned)
-    with open_and_decide(*ends, chosen, opts, journal, processor) as (pair, _, record):
+    checkpoints = list_checkpoints(zeroshot, finetuned)
+    with open_and_decide(checkpoints, chosen, opts, journal, processor) as (pair, _, record):
         if not is_main_process():
             return record.plan
         plan = record.plan.replace(**pair.sources(hashed=True))
@@ -151,8 +151,7 @@ def plan(
 
 @contextmanager
 def open_and_decide(
-    zeroshot: CheckpointLike,
-    finetuned: CheckpointLike | Sequence[CheckpointLike],
+    checkpoints: Sequence[CheckpointLike],
     recipe: Recipe,
     options: PlanOptions,
     journal: Journal,
@@ -163,7 +162,7 @@ def open_and_decide(
     block ends.
     """
     with open_pair(
-        zeroshot, finetuned, options, journal, missing=recipe.missing, processor=processor
+        checkpoints, options, journal, missing=recipe.missing, processor=processor
     ) as pair:
         pair, split = open_and_split_images(pair, recipe, options, journal)
         yield pair, split, decide(pair, recipe, split, options, journal)
@@ -186,7 +185,7 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
 
 
 def check_output_folder(
-    output: StrPath | None, options: MergeOptions, *checkpoints: CheckpointLike
+    output: StrPath | None, options: MergeOptions, checkpoints: Sequence[CheckpointLike]
 ) -> Path | None:
     """Check what would otherwise fail only at the end: the output folder, the rights to push, and
     `fail_on`. Return the folder's path.

@@ -16,16 +16,12 @@ from typing import Any, NamedTuple
 
 from clipmerge import __version__
 from clipmerge.api._call import CallJournal
-from clipmerge.api._images import (
-    Images,
-    check_images,
-    split_for_recipe,
-)
+from clipmerge.api._images import Images, check_images, split_for_recipe
 from clipmerge.api._pair import (
     CheckpointLike,
     Pair,
     as_addresses,
-    finetuned_as_list,
+    list_checkpoints,
     open_pair,
     with_zeroshot_head,
 )
@@ -47,7 +43,7 @@ from clipmerge.evaluation.tradeoff import (
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, stage_output
 from clipmerge.images.copies import overlap_notes
-from clipmerge.images.dataset import open_images, require_labelled
+from clipmerge.images.dataset import open_images
 from clipmerge.learning.interpolate import WeightPath
 from clipmerge.options import SweepOptions, named_sources
 from clipmerge.planning import Rows, Tabular
@@ -149,8 +145,9 @@ def sweep(
         ClipmergeError: If another argument cannot be used.
     """
     opts = SweepOptions.of(options)
-    about = {"id": id, "ood": ood, **options, "output": output}
-    journal = CallJournal(progress, "sweep", zeroshot, finetuned, **about)
+    checkpoints = list_checkpoints(zeroshot, finetuned)
+    given = {"id": id, "ood": ood, **options, "output": output}
+    journal = CallJournal(progress, "sweep", *checkpoints, **given)
     recipes = [load_recipe(each, opts.set, max_loss=opts.max_loss) for each in opts.recipes]
     ids, oods, shown = named_sources(id), named_sources(ood), opts.points
     _check_names(ids, oods, [*(recipe.name for recipe in recipes), *shown])
@@ -158,13 +155,12 @@ def sweep(
         raise UsageError("`set` changes recipes, and there are none; give `recipes` too")
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
-        read = [zeroshot, *finetuned_as_list(finetuned), opts.data, opts.classes]
-        read += [*ids.values(), *oods.values()]
+        read = [*checkpoints, opts.data, opts.classes, *ids.values(), *oods.values()]
         check_output(target, overwrite=opts.overwrite, read=read, record=SWEEP_RECORD)
     # keys that only one checkpoint has are an error unless a recipe allows them
     missing: Missing = next((each.missing for each in recipes if each.missing != "error"), "error")
     with (
-        open_pair(zeroshot, finetuned, opts, journal, missing=missing, processor=processor) as pair,
+        open_pair(checkpoints, opts, journal, missing=missing, processor=processor) as pair,
         as_addresses(list(shown.values()), processor) as places,
     ):
         near, far = (_open_sources(*each, opts, journal) for each in (("id", ids), ("ood", oods)))
@@ -190,9 +186,6 @@ def sweep(
         questions: dict[str, list[str]] = {"target": list(ids), "shift": [], "task": []}
         for name, images in far.items():
             questions[question_of(images, [*near.values()])].append(name)
-        if pair.inputs.output.is_classifier:
-            for images in sources.values():
-                require_labelled(images)
         journal.stage("evaluate")
         scorer = Scorer(pair.path.model, opts, pair.path, dtype=pair.inputs.dtype)
         outcomes = scorer.score([point.move for point in points], sources, journal)

@@ -115,7 +115,7 @@ REFUSED: dict[str, tuple[Refused, str]] = {
         lambda pair, _: API.evaluate(pair[0], ["a=x", "a=y"], **QUIET),
         "same name",
     ),
-    "a number as model": (lambda pair, _: API.inspect(3, **QUIET), "is not a checkpoint"),
+    "a number as model": (lambda pair, _: API.inspect(3, **QUIET), "is not a model of"),
     "another model": (
         lambda pair, _: API.inspect(torch.nn.Linear(1, 1), **QUIET),
         "is not a model of",
@@ -126,10 +126,6 @@ REFUSED: dict[str, tuple[Refused, str]] = {
         "give torch modules",
     ),
     "no images": (lambda pair, _: API.merge(*pair, "auto", **QUIET), "needs labelled images"),
-    "a number as plan": (
-        lambda pair, out: API.apply(3, output=out, **QUIET),
-        "is not a plan",
-    ),
     "half a pair": (
         lambda pair, out: API.apply("x", zeroshot=pair[0], output=out, **QUIET),
         "give both",

@@ -133,7 +133,7 @@ def test_recipes_are_listed_shown_and_copied(
     shown = done("recipes", "show", "wise-ft").out
     done("recipes", "copy", "wise-ft")
     assert (tmp_path / "wise-ft.yaml").read_text() == shown
-    assert "already exists" in refused(clipmerge("recipes", "copy", "wise-ft"))
+    assert "wise-ft.yaml: File exists" in refused(clipmerge("recipes", "copy", "wise-ft"))
 
 
 def test_evaluate_prints_a_row_per_source(pair: Folders, images: Path) -> None:
