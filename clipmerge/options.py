@@ -33,7 +33,7 @@ _what, _images, _decide, _write, _publish, _run = (
 
 Allow = Annotated[
     Any,
-    _what("--allow", metavar="CHECK", help="Go on although this check fails; may be repeated."),
+    _what("--allow", metavar="CHECK", help="Continue although this check fails; may be repeated."),
     list[str],
 ]
 Overwrite = Annotated[bool, _write("--overwrite", help="Replace an earlier output.")]
@@ -41,7 +41,7 @@ ShardSize = Annotated[
     Any,
     _write(
         metavar="SIZE",
-        help="Largest file, such as 5GB; by default the files of the fine-tuned checkpoint.",
+        help="Largest file, such as 5GB; by default, files as in the fine-tuned checkpoint.",
     ),
     str,
 ]

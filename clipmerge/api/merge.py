@@ -1,7 +1,7 @@
 """`clipmerge merge`: open, measure, decide, judge, write. `clipmerge plan` stops after deciding.
 
-Under ``accelerate launch`` or ``torchrun`` every process arrives at the same plan and the same
-verdict. Only the main process checks the output folder and writes.
+Under ``accelerate launch`` or ``torchrun``, every process makes the same plan and the same verdict.
+Only the main process checks the output folder and writes.
 """
 
 from __future__ import annotations
@@ -187,8 +187,8 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
 def check_output_folder(
     output: StrPath | None, options: MergeOptions, checkpoints: Sequence[CheckpointLike]
 ) -> Path | None:
-    """Check what would otherwise fail only at the end: the output folder, the rights to push, and
-    `fail_on`. Return the folder's path.
+    """Check the output folder, the rights to push and `fail_on`, which would otherwise fail only at
+    the end. Return the folder's path.
     """
     if options.fail_on and (options.data is None or not options.verdict):
         raise UsageError("`fail_on` needs a verdict: give `data`, and leave out `verdict=False`")
@@ -261,8 +261,8 @@ def decide(
     options: DecisionOptions,
     journal: Journal,
 ) -> Record:
-    """Run the recipe's measure, if it has one, and its method. Return a record with the plan, but
-    without a verdict.
+    """Run the recipe's measure, if it has one, and then its method. Return a record with the plan,
+    but without a verdict.
     """
     measurements, calibration = None, None
     if split is not None and recipe.measure is not None:

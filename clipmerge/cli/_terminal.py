@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 DEBUG = "CLIPMERGE_DEBUG"
 # Fields that come first in JSON.
 _ANSWERS = ("verdict", "answer", "headline", "accuracy")
-# The base class of errors about flags: click's, or that of the copy of click inside typer.
+# Base class of errors about flags, in click or in typer's copy of click.
 _WrongFlag: Any = typer.BadParameter.__base__
-# Settings of libraries, which read them from environment variables.
+# Environment variables for libraries.
 _LIBRARIES = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # threads that wait must not slow down threads that work
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-# Width for output that is not a terminal: so wide that no line is wrapped.
+# Width of output that is not a terminal, where no line is wrapped.
 _WIDEST = 10_000
 
 
@@ -134,15 +134,15 @@ def interrupt(_number: int, _frame: object) -> None:
 
 
 def interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
-    """Interrupt once more if the interrupt fell into a finalizer, where Python ignores exceptions.
+    """Interrupt once more if Python ignored the interrupt, because a finalizer was running.
 
-    For ``sys.unraisablehook``.
+    This is a ``sys.unraisablehook``.
     """
     if not issubclass(ignored.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(ignored)
         return
     signal.signal(signal.SIGINT, interrupt)
-    # not in this call, which belongs to the finalizer
+    # later, because this call is still part of the finalizer
     again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
     again.daemon = True
     again.start()
@@ -155,8 +155,8 @@ def ignore_signals() -> None:
 
 
 def report_error(error: BaseException) -> int:
-    """Print the error that ended a command in one line, and return the exit code."""
-    if isinstance(error, BrokenPipeError):  # nobody reads on, as in `clipmerge recipes | head -1`
+    """Print the error of a command in one line, and return the exit code."""
+    if isinstance(error, BrokenPipeError):  # as in `clipmerge recipes | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     from clipmerge.options import with_flags

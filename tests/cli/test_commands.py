@@ -42,14 +42,6 @@ def test_a_help_page_names_only_its_own_flags(command: list[str]) -> None:
             2,
             "--alpha is short for --set method.alpha; give one of them",
         ),
-        (["merge", "a", "b", "-o", "c"], 1, "a: no such folder or file, and not a Hub id"),
-        (["apply", "nowhere.json", "-o", "c"], 1, "nowhere.json: cannot be read"),
-        (
-            ["merge", "a", "b", "-o", "c", "--data", "d", "--fail-on", "keep-finetune"],
-            2,
-            "Did you mean 'keep-finetuned'?",
-        ),
-        (["push", "nowhere", "a/b"], 1, "nowhere: no such folder"),
     ],
 )
 def test_errors_are_one_line_and_say_what_next(
