@@ -1,8 +1,8 @@
 """The options of every command, each declared once: keyword, type, default, flag and help.
 
 ``merge(..., images=64)`` and ``clipmerge merge ... --images 64`` set the same field. The annotation
-of a field has its type in Python, its bounds and its flag. If the flag accepts fewer types than
-Python, the annotation ends with the type of the flag.
+of a field has its type in Python, its bounds and its flag. If the type is ``Any``, the flag takes
+text. If the default is ``()``, the flag may be repeated.
 """
 
 import math
@@ -34,7 +34,6 @@ _what, _images, _decide, _write, _publish, _run = (
 Allow = Annotated[
     Any,
     _what("--allow", metavar="CHECK", help="Continue although this check fails; may be repeated."),
-    list[str],
 ]
 Overwrite = Annotated[bool, _write("--overwrite", help="Replace an earlier output.")]
 ShardSize = Annotated[
@@ -43,7 +42,6 @@ ShardSize = Annotated[
         metavar="SIZE",
         help="Largest file, such as 5GB; by default, files as in the fine-tuned checkpoint.",
     ),
-    str,
 ]
 Model = Annotated[
     str | None,
@@ -106,7 +104,6 @@ class DataOptions(Options):
         _images(
             "--data", "-d", metavar="SOURCE", help="Labelled or captioned images to measure on."
         ),
-        str,
     ] = None
     images: Annotated[
         int,
@@ -122,12 +119,10 @@ class ImageOptions(Options):
     classes: Annotated[
         Any,
         _images(metavar="FILE", help="Class names: one per line, JSON, or the name of a list."),
-        str,
     ] = None
     template: Annotated[
         Any,
         _images(metavar="TEXT", help="Prompt with {} for the class, or a set; may be repeated."),
-        list[str],
     ] = ()
     image_column: Annotated[
         str | None, _images(metavar="NAME", help="Column of the images, if not found.")
@@ -171,7 +166,6 @@ class DecisionOptions(InspectOptions):
             metavar="KEY=VALUE",
             help="Change the recipe, such as method.alpha=0.4; may be repeated.",
         ),
-        list[str],
     ] = ()
     max_loss: Annotated[
         float | None,
@@ -202,7 +196,6 @@ class PlanOptions(DecisionOptions):
             metavar="NAME=SOURCE",
             help="Labelled images of a shift or task: half teach, half judge; may be repeated.",
         ),
-        list[str],
     ] = ()
     verdict: Annotated[
         bool,
@@ -226,7 +219,6 @@ class MergeOptions(PlanOptions):
             help="Exit with 1 and write nothing on a verdict such as keep-finetuned; may be"
             " repeated.",
         ),
-        list[str],
     ] = ()
     max_shard_size: ShardSize = None
     push: Annotated[
@@ -267,7 +259,6 @@ class SweepOptions(DecisionOptions):
             metavar="RECIPE",
             help="Recipe to compare with the alpha curve; may be repeated.",
         ),
-        list[str],
     ] = ()
     points: Annotated[
         Any,
@@ -276,12 +267,10 @@ class SweepOptions(DecisionOptions):
             metavar="NAME=CHECKPOINT",
             help="Checkpoint to compare with the curve; may be repeated.",
         ),
-        list[str],
     ] = ()
     alphas: Annotated[
         Any,
         _decide(metavar="LIST", help="Alphas of the curve: 0 = zero-shot, 1 = fine-tuned."),
-        str,
     ] = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"
     overwrite: Overwrite = False
 
@@ -291,10 +280,11 @@ def typer_parameters(options: type[Options]) -> list[Parameter]:
     parameters = []
     for each in signature(options).parameters.values():
         kind, *about = get_args(each.annotation)
+        is_repeatable = each.default == ()
         if kind is Any:
-            flag, narrower = about
-            each = each.replace(annotation=Annotated[narrower, flag])
-        parameters.append(each.replace(default=None if each.default == () else each.default))
+            text = list[str] if is_repeatable else str
+            each = each.replace(annotation=Annotated[text, *about])
+        parameters.append(each.replace(default=None if is_repeatable else each.default))
     return parameters
 
 

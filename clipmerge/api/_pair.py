@@ -128,11 +128,11 @@ def with_zeroshot_head(
     ``classes``.
     """
     from clipmerge.evaluation.zero_shot_head import add_zeroshot_head, lacks_zeroshot_head
-    from clipmerge.images.classes import read_class_names, templates_for
-    from clipmerge.images.dataset import require_labelled
 
     if not lacks_zeroshot_head(pair.inputs):
         return pair
+    from clipmerge.images.classes import read_class_names, templates_for
+    from clipmerge.images.dataset import require_labelled
 
     if images is not None:
         names, templates = require_labelled(images).class_names, require_labelled(images).templates

@@ -21,7 +21,6 @@ from clipmerge.api._pair import (
     with_zeroshot_head,
 )
 from clipmerge.api._write import MergeResult, write_merged
-from clipmerge.checkpoint import OutputKind
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, VerdictError
 from clipmerge.files import local_path
@@ -221,8 +220,7 @@ def open_and_split_images(
 
         images = open_images(options.data, options.classes, columns=options.columns)
         journal.warn(*images.notes)
-    if pair.inputs.output is OutputKind.FINETUNED_CLASSIFIER:
-        pair = with_zeroshot_head(pair, images, options.classes, options.template)
+    pair = with_zeroshot_head(pair, images, options.classes, options.template)
     journal.warn(*pair.inputs.notes)  # only now, because building a head replaces the notes
     if recipe.measure or recipe.overrides:
         check_recipe(pair, recipe, has_images=images is not None)
