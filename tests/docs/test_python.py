@@ -37,9 +37,4 @@ def test_the_guides_code_runs_in_order(
     for block in blocks:
         exec(compile(block, str(GUIDE), "exec"), names)
     assert "Did you mean 'wise-ft'?" in capsys.readouterr().out
-    weights = [
-        (tmp_path / name / "model.safetensors").read_bytes() for name in ("applied", "merged")
-    ]
-    assert names["plan"].to_frame().shape[0] == 20
     assert names["swept"].correct["shifted"].shape[1] == 30
-    assert len(weights[0]) == len(weights[1])

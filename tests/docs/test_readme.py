@@ -76,7 +76,7 @@ def test_every_page_with_commands_that_run_is_run_here() -> None:
 @pytest.mark.slow
 @pytest.mark.uncounted
 @pytest.mark.draws
-def test_the_commands_run(
+def test_the_commands_and_the_python_of_the_readme_run(
     workplace: Path, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [line for line in LINES if line.startswith("clipmerge ")]
@@ -95,6 +95,10 @@ def test_the_commands_run(
                 Path(file).write_text(ended.out)
     outputs = (workplace / f"merged-{name}" for name in ("by-plan", "cars"))
     assert len({(output / "model.safetensors").read_bytes() for output in outputs}) == 1
+    programs = [block for kind, block in blocks(ROOT / "README.md") if kind == "python"]
+    assert len(programs) == 2
+    for program in programs:
+        exec(compile(program, "README.md", "exec"), {})
 
 
 @pytest.mark.slow
@@ -104,19 +108,6 @@ def test_the_command_of_two_processes_runs(workplace: Path) -> None:
     words = shlex.split(line, comments=True)
     python("-m", "torch.distributed.run", *words[1:], cwd=workplace, check=True)
     assert (workplace / "merged-fisher" / "model.safetensors").is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.uncounted
-def test_the_python_blocks_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workplace)
-    shorten_recipes(monkeypatch)
-    if not Path("merged").is_dir():
-        done("merge", "zeroshot", "finetuned", "--recipe", "wise-ft", "--output", "merged")
-    found = [block for kind, block in blocks(ROOT / "README.md") if kind == "python"]
-    assert len(found) == 2
-    for block in found:
-        exec(compile(block, "README.md", "exec"), {})
 
 
 def commands() -> list[str]:
