@@ -2,7 +2,6 @@
 mistakes that they make at the keyboard of Python."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,52 +97,29 @@ def test_a_layer_that_a_plan_does_not_name_stays_zero_shot(pair: Folders, tmp_pa
 
 #: Untyped, because a type checker would find some of these mistakes.
 API: Any = clipmerge
-Refused = Callable[[Folders, Path], object]
-IMAGES = "images"
-REFUSED: dict[str, tuple[Refused, str]] = {
-    "no sources": (lambda pair, _: API.evaluate(pair[0], [], **QUIET), "nothing to evaluate"),
-    "a number as source": (
-        lambda pair, _: API.evaluate(pair[0], [3], **QUIET),
-        "sources are named",
-    ),
-    "an empty source": (
-        lambda pair, _: API.evaluate(pair[0], [" "], **QUIET),
-        "names no images",
-    ),
-    "one name twice": (
-        lambda pair, _: API.evaluate(pair[0], ["a=x", "a=y"], **QUIET),
-        "same name",
-    ),
-    "another model": (
-        lambda pair, _: API.inspect(torch.nn.Linear(1, 1), **QUIET),
-        "is not a model of",
-    ),
-    "no models": (lambda pair, _: API.merge(pair[0], [], **QUIET), "an empty list"),
-    "paths as models": (
-        lambda pair, _: API.merge_models(*pair, **QUIET),
-        "give torch modules",
-    ),
-    "a long output": (
-        lambda pair, out: API.merge(*pair, output=out / ("x" * 5000), alpha=0.5, **QUIET),
-        "cannot be a path",
-    ),
-    "a null character": (
-        lambda pair, _: API.evaluate(pair[0], "a\0b", **QUIET),
-        "cannot be a path",
-    ),
+PAIR = ("zeroshot", "finetuned")
+REFUSED: dict[str, tuple[Any, tuple[object, ...], dict[str, object], str]] = {
+    "no sources": (API.evaluate, ("zeroshot", []), {}, "nothing to evaluate"),
+    "a number as source": (API.evaluate, ("zeroshot", [3]), {}, "sources are named"),
+    "an empty source": (API.evaluate, ("zeroshot", [" "]), {}, "names no images"),
+    "one name twice": (API.evaluate, ("zeroshot", ["a=x", "a=y"]), {}, "same name"),
+    "another model": (API.inspect, (torch.nn.Linear(1, 1),), {}, "is not a model of"),
+    "no models": (API.merge, ("zeroshot", []), {}, "an empty list"),
+    "paths as models": (API.merge_models, PAIR, {}, "give torch modules"),
+    "a long output": (API.merge, PAIR, {"output": "x" * 5000}, "cannot be a path"),
+    "a null character": (API.evaluate, ("zeroshot", "a\0b"), {}, "cannot be a path"),
+    "no name": (API.inspect, ("",), {}, "the name of the checkpoint is empty"),
     "one prompt for all": (
-        lambda pair, _: API.evaluate(pair[0], IMAGES, template="very " * 90 + "{}", **QUIET),
+        API.evaluate,
+        ("zeroshot", "images"),
+        {"template": "very " * 90 + "{}"},
         "the prompts of all classes, or all captions, are the same to the model",
     ),
     "no such statistic": (
-        lambda pair, _: API.merge(
-            *pair, "straggler-outlier", data=IMAGES, set={"method.statistic": "size"}, **GUESSING
-        ),
+        API.merge,
+        (*PAIR, "straggler-outlier"),
+        {"data": "images", "set": {"method.statistic": "size"}, "allow": "at-chance"},
         "statistic 'size' is not measured by path-barrier",
-    ),
-    "no name": (
-        lambda pair, _: API.inspect("", **QUIET),
-        "the name of the checkpoint is empty",
     ),
 }
 
@@ -152,11 +128,12 @@ REFUSED: dict[str, tuple[Refused, str]] = {
 def test_a_mistake_is_one_line(
     pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    call, said = REFUSED[what]
-    (tmp_path / IMAGES).symlink_to(images)
+    function, given, options, said = REFUSED[what]
+    for name, folder in (("zeroshot", pair[0]), ("finetuned", pair[1]), ("images", images)):
+        (tmp_path / name).symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     with one_line(ClipmergeError, said):
-        call(pair, tmp_path / "out")
+        function(*given, **options, **QUIET)
 
 
 @pytest.mark.parametrize("processor", [3, "no/such-model", "no//name"])
