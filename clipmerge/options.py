@@ -47,16 +47,6 @@ Model = Annotated[
     str | None,
     _what(metavar="NAME", help="OpenCLIP architecture of weights without a configuration."),
 ]
-StateKey = Annotated[
-    str | None,
-    _what(metavar="KEY", help="Key of the weights in a training checkpoint."),
-]
-Seed = Annotated[
-    int,
-    Ge(0),
-    Le(2**32 - 1),  # steps and layers add to it, and random generators take 64 bits
-    _decide(metavar="NUMBER", help="Seed of image samples and of random masks."),
-]
 Private = Annotated[bool, _publish("--private", help="Create a private repository.")]
 License = Annotated[
     str | None, _publish(metavar="LICENCE", help="Licence to publish under, such as mit.")
@@ -147,13 +137,27 @@ class ImageOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions(ImageOptions, DataOptions):
-    """Options of `inspect`."""
+class EvaluateOptions(ImageOptions):
+    """Options of `evaluate`."""
 
     model: Model = None
-    state_key: StateKey = None
+    state_key: Annotated[
+        str | None,
+        _what(metavar="KEY", help="Key of the weights in a training checkpoint."),
+    ] = None
     allow: Allow = ()
-    seed: Seed = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(EvaluateOptions, DataOptions):
+    """Options of `inspect`."""
+
+    seed: Annotated[
+        int,
+        Ge(0),
+        Le(2**32 - 1),  # steps and layers add to it, and random generators take 64 bits
+        _decide(metavar="NUMBER", help="Seed of image samples and of random masks."),
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,15 +240,6 @@ class ApplyOptions(Options):
     allow: Allow = ()
     max_shard_size: ShardSize = None
     overwrite: Overwrite = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(ImageOptions):
-    """Options of `evaluate`."""
-
-    model: Model = None
-    state_key: StateKey = None
-    allow: Allow = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,7 +113,7 @@ def measure(
         run_measure = load_plugin("measures", recipe.measure["name"])
         with state.saving_if_interrupted():
             measurements: Measurements = run_measure(objective, **recipe.measure_options)
-        # no process goes on while another one still gathers results
+        # all processes must have gathered the results before one continues
         objective.context.state.wait_for_everyone()
         pair.path.clear_gradients()
     journal.warn(*measurements.notes)

@@ -11,7 +11,7 @@ from clipmerge.api._write import MergeResult, write_merged
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoints
 from clipmerge.checks import check_models, raise_unless_allowed
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import UsageError, counted, shorten
+from clipmerge.errors import UsageError, shorten
 from clipmerge.evaluation.zero_shot_head import add_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files import local_path, source_exists
 from clipmerge.files.staging import check_output
@@ -90,12 +90,7 @@ def open_planned(
     models = [options.model or record.model for record in records]
     zeroshot, *finetuned = open_checkpoints(sources, models)
     inputs = align_checkpoints(zeroshot, finetuned, missing=plan.missing, dtype=plan.dtype)
-    if plan.head:
-        if not lacks_zeroshot_head(inputs):
-            raise UsageError(
-                f"{name}: has the classes of a head, but these checkpoints do not lack one; remove"
-                " 'head'"
-            )
+    if plan.head and lacks_zeroshot_head(inputs):
         inputs = add_zeroshot_head(inputs, plan.head)
     for record, checkpoint in zip(records, (zeroshot, *finetuned), strict=True):
         _check_hashes(name, record, checkpoint, journal)
@@ -104,10 +99,7 @@ def open_planned(
     raise_unless_allowed(check_models(inputs), options.allow, journal)
     left_out = [layer for layer in task.layers if layer not in plan.layers]
     if left_out:
-        journal.warn(
-            f"{name}: does not name {counted(len(left_out), 'layer', 'layers')}, which will stay"
-            f" zero-shot: {shorten(left_out, 3)}"
-        )
+        journal.warn(f"{name}: layers without a setting stay zero-shot: {shorten(left_out, 3)}")
     return Pair(inputs, head=plan.head)
 
 

@@ -213,19 +213,13 @@ def open_and_split_images(
     """Open, split and check the images, and check that the recipe fits. Return the pair, with a
     zero-shot head if one had to be built, and the split; ``None`` without images.
     """
-    images = None
-    if options.data is not None:
-        from clipmerge.api._images import split_and_check
-        from clipmerge.images.dataset import open_images
-
-        images = open_images(options.data, options.classes, columns=options.columns)
-        journal.warn(*images.notes)
-    pair = with_zeroshot_head(pair, images, options.classes, options.template)
-    journal.warn(*pair.inputs.notes)  # only now, because building a head replaces the notes
+    pair, images = open_data(pair, options, journal)
     if recipe.measure or recipe.overrides:
         check_recipe(pair, recipe, has_images=images is not None)
     if images is None:
         return pair, None
+    from clipmerge.api._images import split_and_check
+
     split = split_and_check(pair, images, recipe, options, journal)
     if isinstance(options, MergeOptions) and options.verdict and not split.test:
         reason = "there are too few images to hold any back, so there is no verdict"
@@ -233,6 +227,21 @@ def open_and_split_images(
             raise UsageError(f"`fail_on` needs a verdict: {reason}")
         journal.warn(reason)
     return pair, split
+
+
+def open_data(pair: Pair, options: DecisionOptions, journal: Journal) -> tuple[Pair, Images | None]:
+    """Open the images of `data`, if there are any. Return the pair, with a zero-shot head if it
+    needed one, and the images.
+    """
+    images = None
+    if options.data is not None:
+        from clipmerge.images.dataset import open_images
+
+        images = open_images(options.data, options.classes, columns=options.columns)
+        journal.warn(*images.notes)
+    pair = with_zeroshot_head(pair, images, options.classes, options.template)
+    journal.warn(*pair.inputs.notes)  # only now, because building a head replaces the notes
+    return pair, images
 
 
 def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:

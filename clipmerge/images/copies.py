@@ -121,7 +121,7 @@ class Thumbnails(Generic[Images]):
 
 def overlap_notes(learned: ImageSource, judging: Mapping[str, ImageSource]) -> Names:
     """Return a note for each source of a sweep that shares images with those a recipe learned from.
-    ``judging`` has the sources by their names on the command line.
+    ``judging`` has the sources by name.
     """
     data = Thumbnails.read(learned)
     notes: list[str] = []

@@ -91,7 +91,7 @@ def test_a_layer_that_a_plan_does_not_name_stays_zero_shot(pair: Folders, tmp_pa
         output=tmp_path / "out",
         progress=told,
     )
-    said = f"does not name 1 layer, which will stay zero-shot: {dropped}"
+    said = f"layers without a setting stay zero-shot: {dropped}"
     assert any(said in line for line in told.lines)
 
 
