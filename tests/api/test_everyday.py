@@ -110,9 +110,9 @@ REFUSED: dict[str, tuple[Any, tuple[object, ...], dict[str, object], str]] = {
     "a null character": (API.evaluate, ("zeroshot", "a\0b"), {}, "cannot be a path"),
     "no name": (API.inspect, ("",), {}, "the name of the checkpoint is empty"),
     "one prompt for all": (
-        API.evaluate,
-        ("zeroshot", "images"),
-        {"template": "very " * 90 + "{}"},
+        API.merge,
+        PAIR,
+        {"data": "images", "template": "very " * 90 + "{}"},
         "the prompts of all classes, or all captions, are the same to the model",
     ),
     "no such statistic": (
