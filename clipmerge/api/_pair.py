@@ -65,11 +65,6 @@ class Pair:
         """Free the memory of the model. Writing the merge does not need it."""
         self.__dict__.pop("path", None)
 
-    def forget_learning(self) -> None:
-        """Delete the saved states of learning; called once the results are written."""
-        for state in self.learning:
-            state.remove()
-
     def sources(self, *, hashed: bool = False) -> Json:
         """Return the checkpoints as a plan lists them; ``hashed`` adds the sha256 of their
         files.
@@ -90,14 +85,19 @@ def open_pair(
     missing: Missing = "error",
     processor: Any = None,
 ) -> Iterator[Pair]:
-    """Open, align and check the checkpoints, and yield them as a `Pair`. Models in memory are saved
-    to temporary folders until the ``with`` block ends.
+    """Open, align and check the checkpoints, and yield them as a `Pair`.
+
+    Models in memory are saved to temporary folders until the ``with`` block ends. The saved states
+    of learning are deleted if it succeeds.
     """
     with as_addresses(checkpoints, processor, options.state_key) as sources:
         base, *rest = open_checkpoints(sources, [options.model] * len(sources))
         inputs = align_checkpoints(base, rest, missing=missing, dtype=options.dtype)
         raise_unless_allowed(check_models(inputs), options.allow, journal)
-        yield Pair(inputs, options.device)
+        pair = Pair(inputs, options.device)
+        yield pair
+        for state in pair.learning:
+            state.remove()
 
 
 @contextmanager

@@ -88,9 +88,9 @@ def merge(
         word = record.verdict.recommendation if record.verdict else ""
         refused = word if word in opts.fail_on else ""
         result = write_merged(pair, record, None if refused else target, opts, journal)
-    if refused:
-        raise VerdictError(f"the verdict is {refused}, so nothing was written (`fail_on`)", result)
-    pair.forget_learning()
+        if refused:
+            said = f"the verdict is {refused}, so nothing was written (`fail_on`)"
+            raise VerdictError(said, result)
     if opts.push is None or result.record is None:
         return result
     from clipmerge.publish.push import push
@@ -144,7 +144,6 @@ def plan(
         plan = record.plan.replace(**pair.sources(hashed=True))
         if target is not None:
             plan = write_plan_files(target, plan)
-        pair.forget_learning()
     return plan
 
 

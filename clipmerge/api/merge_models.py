@@ -73,7 +73,6 @@ def merge_models(
         tensors = merged_tensors(pair.inputs, record.plan)
         keys = [tensor.key for tensor in tensors]
         weights = dict(zip(keys, tensors_in_memory(tensors), strict=True))
-        pair.forget_learning()
     layout = models[0] if pair.inputs.layout is pair.inputs.zeroshot else models[1]
     model = unwrap_model(layout)
     return _copy_with_weights(model, weights, pair.inputs.dtype)  # type: ignore[return-value]

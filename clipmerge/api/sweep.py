@@ -185,13 +185,12 @@ def sweep(
         journal.stage("evaluate")
         scorer = Scorer(pair.path.model, opts, pair.path, dtype=pair.inputs.dtype)
         outcomes = scorer.score([point.move for point in points], sources, journal)
-    correct = {name: stack_correct(each) for name, each in outcomes.items()}
-    journal.stage("bootstrap")
-    record = _make_sweep_record(pair, correct, points, questions, sources, opts, journal)
-    if target is not None and is_main_process():
-        record["output"] = target.name
-        _write_sweep(record, target, overwrite=opts.overwrite)
-    pair.forget_learning()  # only now, when nothing more can fail
+        correct = {name: stack_correct(each) for name, each in outcomes.items()}
+        journal.stage("bootstrap")
+        record = _make_sweep_record(pair, correct, points, questions, sources, opts, journal)
+        if target is not None and is_main_process():
+            record["output"] = target.name
+            _write_sweep(record, target, overwrite=opts.overwrite)
     return SweepResult(target, record, correct, tuple(record["warnings"]))
 
 
