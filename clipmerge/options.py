@@ -1,15 +1,14 @@
 """The options of every command, each declared once: keyword, type, default, flag and help.
 
 ``merge(..., images=64)`` and ``clipmerge merge ... --images 64`` set the same field. The annotation
-of a field lists its type in Python, its bounds, its flag and, if the flag takes a narrower type,
-that type. ``--help`` lists the flags in the groups `HELP_GROUPS`.
+of a field has its type in Python, its bounds and its flag. If the type is ``Any``, the flag takes
+text. If the default is ``()``, the flag may be repeated.
 """
 
 import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from inspect import Parameter, signature
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 from annotated_types import Ge, Le
 from typer import Option
 
-from clipmerge.errors import UsageError, did_you_mean, did_you_mean_one_of, list_choices
+from clipmerge.errors import UsageError, did_you_mean, list_choices
 from clipmerge.files import local_path
 from clipmerge.types import CHECKS, RECOMMENDATIONS, Device, Json, Names, OutputDtype, as_tuple
 
@@ -34,31 +33,19 @@ _what, _images, _decide, _write, _publish, _run = (
 
 Allow = Annotated[
     Any,
-    _what("--allow", metavar="CHECK", help="Go on although this check fails; may be repeated."),
-    list[str],
+    _what("--allow", metavar="CHECK", help="Continue although this check fails; may be repeated."),
 ]
 Overwrite = Annotated[bool, _write("--overwrite", help="Replace an earlier output.")]
 ShardSize = Annotated[
     Any,
     _write(
         metavar="SIZE",
-        help="Largest file, such as 5GB; by default the files of the fine-tuned checkpoint.",
+        help="Largest file, such as 5GB; by default, files as in the fine-tuned checkpoint.",
     ),
-    str,
 ]
 Model = Annotated[
     str | None,
     _what(metavar="NAME", help="OpenCLIP architecture of weights without a configuration."),
-]
-StateKey = Annotated[
-    str | None,
-    _what(metavar="KEY", help="Key of the weights in a training checkpoint."),
-]
-Seed = Annotated[
-    int,
-    Ge(0),
-    Le(2**32 - 1),  # steps and layers add to it, and random generators take 64 bits
-    _decide(metavar="NUMBER", help="Seed of image samples and of random masks."),
 ]
 Private = Annotated[bool, _publish("--private", help="Create a private repository.")]
 License = Annotated[
@@ -68,14 +55,17 @@ License = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a command, checked."""
+    """The checked options of a command."""
 
     __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 - pydantic's own name
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Make options from keyword arguments: each must name a field, and its value must have the
-        field's type.
+        """Make options from keyword arguments.
+
+        Raises:
+            TypeError: If a keyword is not the name of a field.
+            UsageError: If a value does not fit its field.
         """
         from pydantic import TypeAdapter, ValidationError  # `--help` needs no pydantic
 
@@ -86,17 +76,13 @@ class Options:
         given = dict(values)
         for name in _READERS.keys() & defaults.keys():
             value = given.get(name)
-            if value is None:
-                value = defaults[name] or None
-            given[name] = defaults[name] if value is None else _READERS[name](value)
+            given[name] = _READERS[name](defaults[name] if value is None else value)
         try:
             return TypeAdapter(cls).validate_python(given)
         except ValidationError as error:
             first = error.errors()[0]
-            given_value, reason = first["input"], first["msg"].removeprefix("Input ")
-            if first["type"] == "literal_error":
-                reason += f".{did_you_mean_one_of(str(given_value), reason)}"
-            raise UsageError(f"`{first['loc'][0]}` {given_value}: {reason}") from None
+            reason = first["msg"].removeprefix("Input ")
+            raise UsageError(f"`{first['loc'][0]}` {first['input']}: {reason}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +94,6 @@ class DataOptions(Options):
         _images(
             "--data", "-d", metavar="SOURCE", help="Labelled or captioned images to measure on."
         ),
-        str,
     ] = None
     images: Annotated[
         int,
@@ -124,12 +109,10 @@ class ImageOptions(Options):
     classes: Annotated[
         Any,
         _images(metavar="FILE", help="Class names: one per line, JSON, or the name of a list."),
-        str,
     ] = None
     template: Annotated[
         Any,
         _images(metavar="TEXT", help="Prompt with {} for the class, or a set; may be repeated."),
-        list[str],
     ] = ()
     image_column: Annotated[
         str | None, _images(metavar="NAME", help="Column of the images, if not found.")
@@ -154,13 +137,27 @@ class ImageOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions(ImageOptions, DataOptions):
-    """Options of `inspect`."""
+class EvaluateOptions(ImageOptions):
+    """Options of `evaluate`."""
 
     model: Model = None
-    state_key: StateKey = None
+    state_key: Annotated[
+        str | None,
+        _what(metavar="KEY", help="Key of the weights in a training checkpoint."),
+    ] = None
     allow: Allow = ()
-    seed: Seed = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(EvaluateOptions, DataOptions):
+    """Options of `inspect`."""
+
+    seed: Annotated[
+        int,
+        Ge(0),
+        Le(2**32 - 1),  # steps and layers add to it, and random generators take 64 bits
+        _decide(metavar="NUMBER", help="Seed of image samples and of random masks."),
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +170,6 @@ class DecisionOptions(InspectOptions):
             metavar="KEY=VALUE",
             help="Change the recipe, such as method.alpha=0.4; may be repeated.",
         ),
-        list[str],
     ] = ()
     max_loss: Annotated[
         float | None,
@@ -204,7 +200,6 @@ class PlanOptions(DecisionOptions):
             metavar="NAME=SOURCE",
             help="Labelled images of a shift or task: half teach, half judge; may be repeated.",
         ),
-        list[str],
     ] = ()
     verdict: Annotated[
         bool,
@@ -228,18 +223,13 @@ class MergeOptions(PlanOptions):
             help="Exit with 1 and write nothing on a verdict such as keep-finetuned; may be"
             " repeated.",
         ),
-        list[str],
     ] = ()
     max_shard_size: ShardSize = None
     push: Annotated[
         str | None, _publish(metavar="ORG/NAME", help="Publish the output on the Hub.")
     ] = None
-    private: Annotated[
-        bool, _publish("--private", help="With --push: in a private repository.")
-    ] = False
-    license: Annotated[
-        str | None, _publish(metavar="LICENCE", help="With --push: the licence, such as mit.")
-    ] = None
+    private: Private = False
+    license: License = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,15 +240,6 @@ class ApplyOptions(Options):
     allow: Allow = ()
     max_shard_size: ShardSize = None
     overwrite: Overwrite = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(ImageOptions):
-    """Options of `evaluate`."""
-
-    model: Model = None
-    state_key: StateKey = None
-    allow: Allow = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +254,6 @@ class SweepOptions(DecisionOptions):
             metavar="RECIPE",
             help="Recipe to compare with the alpha curve; may be repeated.",
         ),
-        list[str],
     ] = ()
     points: Annotated[
         Any,
@@ -282,12 +262,10 @@ class SweepOptions(DecisionOptions):
             metavar="NAME=CHECKPOINT",
             help="Checkpoint to compare with the curve; may be repeated.",
         ),
-        list[str],
     ] = ()
     alphas: Annotated[
         Any,
         _decide(metavar="LIST", help="Alphas of the curve: 0 = zero-shot, 1 = fine-tuned."),
-        str,
     ] = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"
     overwrite: Overwrite = False
 
@@ -297,17 +275,21 @@ def typer_parameters(options: type[Options]) -> list[Parameter]:
     parameters = []
     for each in signature(options).parameters.values():
         kind, *about = get_args(each.annotation)
+        is_repeatable = each.default == ()
         if kind is Any:
-            flag, narrower = about
-            each = each.replace(annotation=Annotated[narrower, flag])
-        parameters.append(each.replace(default=None if each.default == () else each.default))
+            text = list[str] if is_repeatable else str
+            each = each.replace(annotation=Annotated[text, *about])
+        parameters.append(each.replace(default=None if is_repeatable else each.default))
     return parameters
 
 
 def _parse_templates(texts: Any) -> Names:
+    templates = tuple(map(str, as_tuple(texts)))
+    if not templates:
+        return ()
     from clipmerge.images.registry import check_templates
 
-    return check_templates(tuple(map(str, as_tuple(texts))))
+    return check_templates(templates)
 
 
 def _parse_words(option: str, words: Iterable[str], texts: Any) -> Names:
@@ -319,10 +301,12 @@ def _parse_words(option: str, words: Iterable[str], texts: Any) -> Names:
     return listed
 
 
-def class_names(classes: Any) -> Path | Names:
-    """Return class names given as a sequence or as the name of a list that comes with clipmerge. If
-    they are given as a file, return its path.
+def _parse_classes(classes: Any) -> Path | Names | None:
+    """Return the class names of a sequence, or of a list that comes with clipmerge. For a file,
+    return its path.
     """
+    if classes is None:
+        return None
     if isinstance(classes, (Mapping, set, frozenset)):
         raise UsageError(
             f"`classes`: a {type(classes).__name__} has no order; give a list in the order of the"
@@ -338,8 +322,7 @@ def class_names(classes: Any) -> Path | Names:
 
 
 def named_sources(sources: Any) -> Json:
-    """Return sources by name. They are given as a mapping by name, or as texts ``NAME=SOURCE`` or
-    paths.
+    """Return sources by name, from a mapping by name, or from paths and texts ``NAME=SOURCE``.
 
     Example:
         >>> named_sources(["val=data/val", "data/test"])
@@ -361,7 +344,7 @@ def named_sources(sources: Any) -> Json:
 
 
 def _named_source(text: str) -> tuple[str, str]:
-    """Split ``NAME=SOURCE``. Without a name, the last part of the source is its name."""
+    """Split ``NAME=SOURCE``. Without a name, use the last part of the source."""
     name, equals, source = text.partition("=")
     is_named = bool(equals and name)
     if not (source if is_named else text).strip():
@@ -369,41 +352,30 @@ def _named_source(text: str) -> tuple[str, str]:
     path = local_path(text)
     if is_named and not path.exists():
         return name, source
-    own_name = path.name
-    if own_name in ("", ".."):  # these paths have no name, like "."
-        own_name = path.resolve().name
-    return own_name or text, text
+    return path.name or path.resolve().name, text  # "." has no name
 
 
-def parse_size(size: str | float) -> int:
-    """Parse a size in bytes: a number, or text such as ``200MB``, ``5GB`` or ``1GiB``.
-
-    Example:
-        >>> parse_size("1.5GB"), parse_size("2KiB"), parse_size(5e9)
-        (1500000000, 2048, 5000000000)
-    """
+def _parse_size(size: str | float | None) -> int | None:
+    """Parse a size in bytes: a number, or text such as ``200MB``, ``5GB`` or ``1GiB``."""
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
-    count = 0
-    if not str(size).strip().isdecimal() or isinstance(size, int):  # the text "5" has no unit
-        with suppress(ValidationError, OverflowError):
-            count = int(TypeAdapter(ByteSize).validate_python(size))
-    if count < 1:
+    if size is None:
+        return None
+    # less than a kilobyte means that the unit is missing
+    size_type = TypeAdapter(Annotated[ByteSize, Ge(1000)])
+    try:
+        return size_type.validate_python(size)
+    except ValidationError:
         raise UsageError(
             f"`max_shard_size` {size}: expected a size with its unit, such as 200MB or 5GB"
-        )
-    return count
+        ) from None
 
 
-def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
-    """Parse the alphas of a curve: numbers, or text with commas.
-
-    Example:
-        >>> parse_alphas("0, 0.5, 1")
-        (0.0, 0.5, 1.0)
-    """
+def _parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
+    """Parse the alphas of a curve: numbers, or text with commas."""
+    listed = points.split(",") if isinstance(points, str) else points
     try:
-        alphas = tuple(map(float, points.split(",") if isinstance(points, str) else points))
+        alphas = tuple(map(float, listed))
     except (TypeError, ValueError):
         alphas = ()
     is_ascending = list(alphas) == sorted(set(alphas))
@@ -416,27 +388,27 @@ def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "classes": class_names,
+    "classes": _parse_classes,
     "template": _parse_templates,
     "allow": partial(_parse_words, "allow", CHECKS),
     "fail_on": partial(_parse_words, "fail_on", RECOMMENDATIONS),
     "ood": named_sources,
     "points": named_sources,
-    "alphas": parse_alphas,
-    "max_shard_size": parse_size,
+    "alphas": _parse_alphas,
+    "max_shard_size": _parse_size,
     "recipes": as_tuple,
 }
-# Keywords that messages may name in backticks.
+# Keywords that messages name in backticks.
 _KEYWORDS = {"output", "recipe", "id"}
 for _field in (*fields(MergeOptions), *fields(SweepOptions)):
     _KEYWORDS.add(_field.name)
-# Keywords that take several values, each with its flag, which takes one.
+# Keywords for several values whose flag, for one value, has another name.
 _SINGULAR = {"recipes": "recipe", "points": "point"}
 _KEYWORD = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 
 
 def with_flags(message: str) -> str:
-    """Replace option names in backticks, as in errors, by flags of the command line.
+    """Replace the option names in backticks in a message by flags of the command line.
 
     Example:
         >>> with_flags("`images` 0: too few; with `verdict=False` or `device=cpu`, see `me`")

@@ -74,11 +74,8 @@ def test_a_wrong_value_is_refused(what: str) -> None:
     [
         ("`max_loss`", "--max-loss"),
         ("`verdict=False`", "--no-verdict"),
-        ("`overwrite=True`", "--overwrite"),
         ("`points`", "--point"),
         ("`device=cpu`", "--device cpu"),
-        ("`output`", "--output"),
-        ("`clipmerge push`", "`clipmerge push`"),
         ("`anything`", "`anything`"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Write the call of an API function as a command line for its record, without private folders."""
+"""Write a call of the API as a command line for its record, without private folders."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from clipmerge.planning.plan import last_part
 from clipmerge.planning.recipe import Recipe
 from clipmerge.progress import Journal, Progress
 
-# Most entries of a list or mapping that are written out. A longer one is named by its type.
+# A list or mapping with more entries is named by its type.
 _MOST_ENTRIES = 20
 
 
 class CallJournal(Journal):
-    """A journal that also writes the call as a command line, with only the last part of local
-    paths.
+    """A journal that also writes the call as a command line. Local paths are cut to their last
+    part.
 
     The command line is made from the function's arguments. The calling program's own command line
     is never read, because it may contain access tokens.
@@ -33,7 +33,7 @@ class CallJournal(Journal):
     def __init__(
         self, progress: Progress | None, function: str, *given: Any, output: Any, **options: Any
     ) -> None:
-        """Write the call as a command line, without the options that are ``None``."""
+        """Write the call as a command line. Options that are ``None`` are left out."""
         super().__init__(progress)
         self._last_parts: dict[str, str] = {}
         words = ["clipmerge", function]
@@ -50,34 +50,33 @@ class CallJournal(Journal):
         self.command = shlex.join(words)
 
     def _words(self, value: Any) -> list[str]:
-        """Return the words that stand for an argument; an object in memory is named by its type."""
-        if isinstance(value, os.PathLike):
+        """Return the words for an argument. An object in memory is named by its type."""
+        if isinstance(value, os.PathLike) or _is_local(value):
             return [self.cut(os.fspath(value))]
         if isinstance(value, str):
             name, equals, place = value.rpartition("=")  # NAME=SOURCE
-            if _is_local(value):
-                return [self.cut(value)]
             return [name + equals + self.cut(place) if _is_local(place) else value]
         if isinstance(value, (int, float)):
             return [str(value)]
-        short = isinstance(value, (Mapping, list, tuple)) and len(value) <= _MOST_ENTRIES
-        if short and isinstance(value, Mapping):
+        if isinstance(value, Recipe):
+            return [value.name]
+        if not isinstance(value, (Mapping, list, tuple)) or len(value) > _MOST_ENTRIES:
+            return [f"{type(value).__name__} in memory"]
+        if isinstance(value, Mapping):
             return [f"{name}={word}" for name in value for word in self._words(value[name])]
-        if short and value and all(isinstance(each, (int, float)) for each in value):
+        if value and all(isinstance(each, (int, float)) for each in value):
             return [",".join(map(str, value))]
-        if short:
-            return [word for each in value for word in self._words(each)]
-        return [value.name if isinstance(value, Recipe) else f"{type(value).__name__} in memory"]
+        return [word for each in value for word in self._words(each)]
 
     def cut(self, path: str) -> str:
-        """Return the last part of a path, and remember the path for `without_folders`."""
+        """Return the last part of a path. Remember the path for `without_folders`."""
         place = local_path(path)
         for form in (path, str(place), str(place.absolute())):
             self._last_parts[form] = last_part(path)
         return last_part(path)
 
     def without_folders(self, text: str) -> str:
-        """Shorten each local path in a sentence to its last part, because folder names are private.
+        """Cut each local path in a text to its last part, because folder names are private.
 
         Example:
             >>> CallJournal(None, "merge", output=None).without_folders(
@@ -90,8 +89,10 @@ class CallJournal(Journal):
         return re.sub(r"(?<![\w.:/])(/|~|\.\.?/)[^\s,;)]*/", "", text)
 
 
-def _is_local(text: str) -> bool:
-    """Whether a text is a path on this machine, rather than a Hub id, a name or a prompt."""
+def _is_local(text: Any) -> bool:
+    """Whether a value is the text of a local path, and not a Hub id, a name or a prompt."""
+    if not isinstance(text, str):
+        return False
     try:
         return text.startswith(("/", "~")) or source_exists(text)
     except UsageError:  # the text is too long for a path

@@ -48,7 +48,7 @@ def split_and_check(
     notes: list[str] = []
     # with weight 0, `ood` images would teach nothing, so all of them judge
     teaches = recipe.measure_is("LEARNS") and recipe.measure_options.get("ood_weight") != 0
-    for name, source in dict(options.ood).items():
+    for name, source in options.ood.items():
         shift = open_images(source)
         journal.warn(*shift.notes)
         shift.require_classes()
@@ -110,7 +110,7 @@ def measure(
         run_measure = load_plugin("measures", recipe.measure["name"])
         with state.saving_if_interrupted():
             measurements: Measurements = run_measure(objective, **recipe.measure_options)
-        # no process goes on while another one still gathers results
+        # all processes must have gathered the results before one continues
         objective.context.state.wait_for_everyone()
         pair.path.clear_gradients()
     journal.warn(*measurements.notes)
@@ -132,11 +132,10 @@ def _build_objective(
     model = path.model
     path.dtype = "float32"
     path.set_alpha(0.0)
-    is_captioned = isinstance(split.train, CaptionedImages)
-    images = _as_labelled(split.train, options.seed)
+    images = _as_labelled(split.train, options)
     val = None
     if split.val is not None:
-        val = _as_labelled(split.val, options.seed, images.class_names)
+        val = _as_labelled(split.val, options, images.class_names)
         images = replace(images, class_names=val.class_names)
     size = batch_size_for(len(images), options.batch_size, context.world_size)
 
@@ -146,25 +145,28 @@ def _build_objective(
         return Batch(0, torch.cat(pieces), torch.tensor(images.labels))
 
     def read(source: Images, images: LabelledImages) -> Labelled:
-        kind = Captions if isinstance(source, CaptionedImages) else Prompts
-        templates = _templates_of(source, images, options)
-        moves = path.text_changes
-        made = classifier_for(model, images, templates, context.device, moves=moves, kind=kind)
+        made = classifier_for(
+            model,
+            images,
+            images.templates,
+            context.device,
+            moves=path.text_changes,
+            kind=Captions if isinstance(source, CaptionedImages) else Prompts,
+        )
         return Labelled(read_batch(images), made)
 
-    seen, classifier = read(split.train, images)
+    train = read(split.train, images)
     shifts = {name: part.train for name, part in split.ood.items() if part.train is not None}
-    ood = [read(shift, _as_labelled(shift, options.seed)) for shift in shifts.values()]
-    templates = _templates_of(split.train, images, options)
+    ood = [read(shift, _as_labelled(shift, options)) for shift in shifts.values()]
     asked = [
         *(checkpoint.provenance() for checkpoint in pair.inputs.checkpoints),
         recipe.measure,
         options.seed,
         [images.source, images.revision, images.labels],
-        class_prompts(images.class_names, templates),
+        class_prompts(images.class_names, images.templates),
         [
             [each.images.labels.tolist(), float(each.images.pixels.double().sum())]
-            for each in (Labelled(seen, classifier), *ood)
+            for each in (train, *ood)
         ],
         size,
         context.device.type,
@@ -174,22 +176,17 @@ def _build_objective(
     mask = recipe.method.get("mask")
     objective = Objective(
         path,
-        classifier,
-        seen,
+        train.classifier,
+        train.images,
         context,
         batch_size=size,
-        val=None if val is None else Labelled(read_batch(val), classifier),
+        val=None if val is None else Labelled(read_batch(val), train.classifier),
         ood=ood,
         seed=options.seed,
         wants_gradients=mask is not None and needs_score(mask),
         state=state,
         progress=progress,
     )
-    if is_captioned:
-        from clipmerge.models.captions import caption_notes
-
-        for note in caption_notes(images.source, model, images.class_names):
-            progress.warn(note)
     record = CalibrationRecord(
         source=public_source(images.source, images.revision),
         revision=images.revision,
@@ -199,24 +196,20 @@ def _build_objective(
         classes=len(images.class_names),
         classes_with_images=len(set(images.labels)),
         batch_size=size,
-        templates=templates,
+        templates=images.templates,
         seed=options.seed,
         ood={name: len(shift) for name, shift in shifts.items()},
     )
     return objective, state, record
 
 
-def _as_labelled(images: Images, seed: int, known: Names = ()) -> LabelledImages:
-    """Turn captioned images into labelled ones: one caption, drawn at random, becomes the class."""
+def _as_labelled(images: Images, options: DecisionOptions, known: Names = ()) -> LabelledImages:
+    """Return labelled images with the templates of their prompts. Of an image with captions, one
+    caption, drawn at random, becomes the class and the prompt.
+    """
     if isinstance(images, CaptionedImages):
-        return images.with_one_caption(seed, known)
-    return images
-
-
-def _templates_of(source: Images, images: LabelledImages, options: DecisionOptions) -> Names:
-    """Return the templates of the class prompts; a caption needs none, as it is a prompt itself."""
-    is_captioned = isinstance(source, CaptionedImages)
-    return templates_for(() if is_captioned else options.template, images.templates)
+        return images.with_one_caption(options.seed, known)
+    return replace(images, templates=templates_for(options.template, images.templates))
 
 
 def judge_plan(

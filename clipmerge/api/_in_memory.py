@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
@@ -19,8 +18,8 @@ from clipmerge.files import IN_MEMORY
 if TYPE_CHECKING:
     from torch.nn import Module
 
-# Names under which a wrapper holds the model: DataParallel and DistributedDataParallel the first,
-# torch.compile the second.
+# Attributes with the model in a wrapper: the first of DataParallel and DistributedDataParallel, the
+# second of torch.compile.
 _WRAPPERS = ("module", "_orig_mod")
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
@@ -43,12 +42,8 @@ def saved_model(checkpoint: Module, processor: Any) -> Iterator[str]:
 
 
 def _save_model(checkpoint: Module, parent: Path, processor: Any) -> str:
-    if not hasattr(checkpoint, "state_dict"):
-        raise UsageError(
-            f"{type(checkpoint).__name__} is not a checkpoint; give a path, a Hub id, or a model of"
-            " transformers or open_clip"
-        )
-    model: Any = unwrap_model(checkpoint)
+    is_module = hasattr(checkpoint, "named_children")
+    model: Any = unwrap_model(checkpoint) if is_module else checkpoint
     folder = parent / f"{type(model).__name__} in memory"
     folder.mkdir()
     if hasattr(model, "save_pretrained") and hasattr(model, "config"):
@@ -58,14 +53,14 @@ def _save_model(checkpoint: Module, parent: Path, processor: Any) -> str:
     else:
         raise UsageError(
             f"{type(model).__name__} is not a model of transformers or open_clip; save its state"
-            " dict to a file, and give that"
+            " dict to a file, and give the file"
         )
     return str(folder)
 
 
 def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
-    """Write a transformers model and its processor: the given one, or the one beside the files that
-    the model was loaded from.
+    """Write a transformers model and its processor. Without a processor, copy the one beside the
+    files that the model was loaded from.
     """
     # in a process group only the first process would write, but each process reads its own copy
     if hasattr(model, "should_save_on_this_rank"):
@@ -77,25 +72,18 @@ def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
     if hasattr(processor, "save_pretrained"):
         processor.save_pretrained(folder)
         return
-    if not isinstance(processor, (str, os.PathLike, NoneType)):
-        raise UsageError(
-            f"processor: {type(processor).__name__} is not a processor of transformers, nor the"
-            " folder of one"
-        )
-    name: Any = processor or getattr(model, "name_or_path", "")
-    origin = _original_folder(os.fspath(name))
+    name = processor or getattr(model, "name_or_path", None) or None
+    origin = _original_folder(os.fspath(name)) if isinstance(name, (str, os.PathLike)) else None
     if processor and origin is None:
         raise UsageError(
-            f"processor={os.fspath(processor)!r}: is not a folder, and not in the Hub's cache; give"
-            " the processor itself"
+            f"processor={processor!r}: is neither a processor of transformers nor a folder or a"
+            " name in the Hub's cache; give the processor itself"
         )
     _copy_side_files(origin, folder, but=OPEN_CLIP_CONFIG)
 
 
 def _original_folder(name: str) -> Path | None:
-    """Find the folder that a model was loaded from, on disk or in the Hub's cache."""
-    if not name:
-        return None
+    """Find the folder that a model was loaded from, on the disk or in the Hub's cache."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import try_to_load_from_cache
@@ -109,8 +97,8 @@ def _original_folder(name: str) -> Path | None:
 
 
 def _copy_side_files(origin: Path | None, folder: Path, *, but: str) -> None:
-    """Copy the small files beside a model's weights, such as its tokenizer, unless the new folder
-    has them already or their name is ``but``.
+    """Copy the small files beside a model's weights, such as its tokenizer. Leave out the file
+    ``but`` and files that the new folder has already.
     """
     for file in sorted(origin.iterdir()) if origin else ():
         is_side_file = file.suffix in _SIDE_SUFFIXES and not file.name.endswith(".index.json")
@@ -119,8 +107,8 @@ def _copy_side_files(origin: Path | None, folder: Path, *, but: str) -> None:
 
 
 def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
-    """Write the weights of an open_clip model. Also write its configuration, if ``config`` names or
-    holds one: the model itself does not keep it.
+    """Write the weights of an open_clip model, and its configuration if ``config`` names one or is
+    a folder with one. The model itself does not keep its configuration.
     """
     from safetensors.torch import save_file
 

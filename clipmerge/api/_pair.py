@@ -65,11 +65,6 @@ class Pair:
         """Free the memory of the model. Writing the merge does not need it."""
         self.__dict__.pop("path", None)
 
-    def forget_learning(self) -> None:
-        """Delete the saved states of learning; called once the results are written."""
-        for state in self.learning:
-            state.remove()
-
     def sources(self, *, hashed: bool = False) -> Json:
         """Return the checkpoints as a plan lists them; ``hashed`` adds the sha256 of their
         files.
@@ -83,23 +78,26 @@ class Pair:
 
 @contextmanager
 def open_pair(
-    zeroshot: CheckpointLike,
-    finetuned: CheckpointLike | Sequence[CheckpointLike],
+    checkpoints: Sequence[CheckpointLike],
     options: DecisionOptions,
     journal: Journal,
     *,
     missing: Missing = "error",
     processor: Any = None,
 ) -> Iterator[Pair]:
-    """Open, align and check the checkpoints, and yield them as a `Pair`. Models in memory are saved
-    to temporary folders until the ``with`` block ends.
+    """Open, align and check the checkpoints, and yield them as a `Pair`.
+
+    Models in memory are saved to temporary folders until the ``with`` block ends. The saved states
+    of learning are deleted if it succeeds.
     """
-    checkpoints = [zeroshot, *finetuned_as_list(finetuned)]
     with as_addresses(checkpoints, processor, options.state_key) as sources:
         base, *rest = open_checkpoints(sources, [options.model] * len(sources))
         inputs = align_checkpoints(base, rest, missing=missing, dtype=options.dtype)
         raise_unless_allowed(check_models(inputs), options.allow, journal)
-        yield Pair(inputs, options.device)
+        pair = Pair(inputs, options.device)
+        yield pair
+        for state in pair.learning:
+            state.remove()
 
 
 @contextmanager
@@ -125,15 +123,16 @@ def as_addresses(
 def with_zeroshot_head(
     pair: Pair, images: LabelledImages | CaptionedImages | None, classes: Any, template: Names
 ) -> Pair:
-    """Return the pair, with a zero-shot head built from class prompts if only the fine-tuned model
-    has a head. The classes are those of the images or, without images, ``classes``.
+    """Return the pair. If only the fine-tuned model has a head, and the classes are known, build a
+    zero-shot head from class prompts. The classes are those of the images or, without images,
+    ``classes``.
     """
     from clipmerge.evaluation.zero_shot_head import add_zeroshot_head, lacks_zeroshot_head
-    from clipmerge.images.classes import read_class_names, templates_for
-    from clipmerge.images.dataset import require_labelled
 
     if not lacks_zeroshot_head(pair.inputs):
         return pair
+    from clipmerge.images.classes import read_class_names, templates_for
+    from clipmerge.images.dataset import require_labelled
 
     if images is not None:
         names, templates = require_labelled(images).class_names, require_labelled(images).templates
@@ -152,10 +151,10 @@ def with_zeroshot_head(
     return replace(pair, inputs=inputs, head=head)
 
 
-def finetuned_as_list(finetuned: Any) -> list[Any]:
-    """Return one checkpoint or several as a list, which must not be empty."""
+def list_checkpoints(zeroshot: Any, finetuned: Any) -> list[Any]:
+    """List the zero-shot checkpoint and the fine-tuned ones, which are given as one or several."""
     if not isinstance(finetuned, (list, tuple)):
-        return [finetuned]
+        return [zeroshot, finetuned]
     if not finetuned:
         raise UsageError("finetuned: an empty list; give at least one fine-tuned checkpoint")
-    return list(finetuned)
+    return [zeroshot, *finetuned]

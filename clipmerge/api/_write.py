@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from clipmerge.publish.push import PushResult
     from clipmerge.types import Recommendation
 
-# How to write characters that are not valid text; paths may contain them.
+# For bytes in paths that are not UTF-8.
 _NAMES = "backslashreplace"
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from clipmerge.api._call import CallJournal
-from clipmerge.api._pair import CheckpointLike, Pair, as_addresses, finetuned_as_list
+from clipmerge.api._pair import CheckpointLike, Pair, as_addresses, list_checkpoints
 from clipmerge.api._write import MergeResult, write_merged
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoints
 from clipmerge.checks import check_models, raise_unless_allowed
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import UsageError, counted, shorten
+from clipmerge.errors import UsageError, shorten
 from clipmerge.evaluation.zero_shot_head import add_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files import local_path, source_exists
 from clipmerge.files.staging import check_output
@@ -56,13 +55,8 @@ def apply(
         ClipmergeError: If another argument cannot be used.
     """
     opts = ApplyOptions.of(options)
-    ends = {"zeroshot": zeroshot, "finetuned": finetuned}
-    journal = CallJournal(progress, "apply", plan, **ends, **options, output=output)
-    if not isinstance(plan, (Plan, str, os.PathLike)):
-        raise UsageError(
-            f"{type(plan).__name__} is not a plan; give a Plan, or a file that `clipmerge plan`"
-            " wrote"
-        )
+    given = {"zeroshot": zeroshot, "finetuned": finetuned}
+    journal = CallJournal(progress, "apply", plan, **given, **options, output=output)
     if (zeroshot is None) != (finetuned is None):
         raise UsageError(
             "zeroshot and finetuned: give both, or neither if they are at the places named in the"
@@ -74,7 +68,7 @@ def apply(
     if zeroshot is None:
         checkpoints = [_locate_checkpoint(name, opened, record) for record in opened.checkpoints]
     else:
-        checkpoints = [zeroshot, *finetuned_as_list(finetuned)]
+        checkpoints = list_checkpoints(zeroshot, finetuned)
     target = local_path(output)
     if is_main_process():
         check_output(target, overwrite=opts.overwrite, read=(*opened.files, *checkpoints))
@@ -96,12 +90,7 @@ def open_planned(
     models = [options.model or record.model for record in records]
     zeroshot, *finetuned = open_checkpoints(sources, models)
     inputs = align_checkpoints(zeroshot, finetuned, missing=plan.missing, dtype=plan.dtype)
-    if plan.head:
-        if not lacks_zeroshot_head(inputs):
-            raise UsageError(
-                f"{name}: has the classes of a head, but these checkpoints do not lack one; remove"
-                " 'head'"
-            )
+    if plan.head and lacks_zeroshot_head(inputs):
         inputs = add_zeroshot_head(inputs, plan.head)
     for record, checkpoint in zip(records, (zeroshot, *finetuned), strict=True):
         _check_hashes(name, record, checkpoint, journal)
@@ -110,15 +99,12 @@ def open_planned(
     raise_unless_allowed(check_models(inputs), options.allow, journal)
     left_out = [layer for layer in task.layers if layer not in plan.layers]
     if left_out:
-        journal.warn(
-            f"{name}: does not name {counted(len(left_out), 'layer', 'layers')}, which will stay"
-            f" zero-shot: {shorten(left_out, 3)}"
-        )
+        journal.warn(f"{name}: layers without a setting stay zero-shot: {shorten(left_out, 3)}")
     return Pair(inputs, head=plan.head)
 
 
 def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:
-    """Return a checkpoint's address: on the Hub, in the working folder, or beside the plan."""
+    """Return the place of a checkpoint: on the Hub, in the working folder, or beside the plan."""
     if record.revision or record.source.startswith("hf://"):
         return record.pinned
     beside = [str(file.parent / record.source) for file in plan.files[:1]]
@@ -140,10 +126,8 @@ def _check_hashes(
         journal.warn(f"{name} has no sha256 of {record.source}: used unchecked")
         return
     hashes = checkpoint.provenance()["files"]
-    known = set(record.files.values())
-    if known != set(hashes.values()):  # the files may have other names now
-        changed = [file for file, digest in hashes.items() if digest not in known]
+    if set(record.files.values()) != set(hashes.values()):  # the files may have other names now
         raise UsageError(
-            f"{name}: {record.source} is not the checkpoint that the plan was made for: the sha256"
-            f" of {', '.join(changed) or 'its file list'} differs; plan again with `clipmerge plan`"
+            f"{name}: {record.source} is not the checkpoint that the plan was made for, because its"
+            " sha256 differs; plan again with `clipmerge plan`"
         )

@@ -101,12 +101,12 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         if isinstance(self._zeroshot, (str, os.PathLike)):
             open_checkpoint(os.fspath(self._zeroshot))
         options = self._checked
-        check_output_folder(self._folder(args), options, self._zeroshot)
+        check_output_folder(self._folder(args), options, [self._zeroshot])
         if options.data is not None:
             from clipmerge.images.dataset import open_images
 
             open_images(options.data, options.classes, columns=options.columns)
-            for shift in dict(options.ood).values():
+            for shift in options.ood.values():
                 open_images(shift)
 
     def on_train_end(
@@ -134,9 +134,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             )
         except Exception as error:  # training must end normally, whatever the error is
             self.error = error
-            is_merged = (folder / "clipmerge.json").is_file()
-            left = f"the merge is in {folder}" if is_merged else "training itself succeeded"
-            _LOG.error("RobustMergeCallback: %s (%s)", error, left)
+            _LOG.error("RobustMergeCallback: %s (training itself succeeded)", error)
             return
         verdict = self.result.verdict
         if verdict is not None and state.is_world_process_zero:

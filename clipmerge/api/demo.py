@@ -20,13 +20,20 @@ _RECIPES = ("wise-ft", "straggler-sparse", "auto")
 def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> Json:
     """Merge the demo's two models by three recipes, and measure the accuracy of all five models on
     clean and shifted digits.
+
+    Args:
+        output: Folder for models and images; the user's cache by default.
+        progress: See `merge`.
+
+    Returns:
+        The object that ``clipmerge demo --json`` prints.
     """
-    from clipmerge.report.pages import REPORT, html_page
+    from clipmerge.report.pages import REPORT
 
     folder = local_path(output) if output else user_cache("demo")
     pair = prepare(folder)
     models = {"zero-shot": pair.zeroshot, "fine-tuned": pair.finetuned}
-    records = {}
+    seconds = {}
     for recipe in _RECIPES:
         models[recipe] = folder / f"merged-{recipe}"
         merged = merge(
@@ -38,24 +45,21 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
             overwrite=True,
             progress=progress,
         )
-        records[recipe] = merged.record
+        assert merged.record is not None
+        seconds[recipe] = sum(merged.record.seconds.values())
     sources = {"clean": pair.clean, **pair.shifted}
     accuracy = {}
     for name, path in models.items():
         found = evaluate(path, sources, template=TEMPLATE, progress=progress)
         accuracy[name] = found.accuracy
-    report = models[best_merge(accuracy)] / REPORT
-    data = {
+    return {
         "headline": headline(accuracy),
         "folder": str(folder),
         "models": {name: str(path) for name, path in models.items()},
         "accuracy": accuracy,
-        "seconds": {name: sum(made.seconds.values()) for name, made in records.items() if made},
-        "report": str(report),
+        "seconds": seconds,
+        "report": str(models[best_merge(accuracy)] / REPORT),
     }
-    if made := records[best_merge(accuracy)]:
-        report.write_text(html_page(made, accuracy_table(data)), encoding="utf-8")
-    return data
 
 
 def accuracy_table(data: Json) -> Table:
@@ -75,8 +79,8 @@ def best_merge(accuracy: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def headline(accuracy: Mapping[str, Mapping[str, float]]) -> str:
-    """Say how accurate the best merge is on clean digits, and what share of the
-    accuracy under shift that fine-tuning lost it regains.
+    """Say how accurate the best merge is on clean digits, and how much of the accuracy that
+    fine-tuning lost under shift it regains.
 
     Args:
         accuracy: Accuracies from 0 to 1, by model and then by name of the images.

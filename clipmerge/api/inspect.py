@@ -13,7 +13,7 @@ from clipmerge.api._pair import CheckpointLike, Pair, as_addresses
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints, open_checkpoints
 from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.errors import UsageError
-from clipmerge.files.safetensors import DTYPES, byte_size
+from clipmerge.files.safetensors import DTYPES
 from clipmerge.options import InspectOptions, PlanOptions
 from clipmerge.planning import Rows, Tabular
 from clipmerge.progress import Journal, Progress
@@ -110,14 +110,12 @@ def _compare(inputs: Inputs, layers: dict[str, Json], journal: Journal) -> list[
     journal.warn(*inputs.notes)
     mismatches = find_mismatches(inputs)
     journal.stage("inspect")
-    done, total = 0, sum(layer["size"] for layer in layers.values())
-    for layer, names in inputs.layers.items():
+    for number, (layer, names) in enumerate(inputs.layers.items(), start=1):
         change = layers[layer]["change"] = _relative_change(inputs, names)
         if change is not None and math.isnan(change):
             layers[layer]["change"] = None
             mismatches.append(f"{layer}: its weights hold NaN or Inf")
-        done += layers[layer]["size"]
-        journal.advance(done, total)
+        journal.advance(number, len(layers))
     for failed in () if mismatches else check_models(inputs):
         journal.warn(failed.text)
     return mismatches
@@ -133,7 +131,7 @@ def _add_sharpness(record: Json, pair: Pair, options: InspectOptions, journal: J
         journal.warn("sharpness is not measured, because the checkpoints do not match")
         return
     recipe = load_recipe({"measure": {"name": "sharpness"}, "method": {"name": "wise-ft"}})
-    opts = PlanOptions(**vars(options), verdict=False)
+    opts = PlanOptions.of({**vars(options), "verdict": False})
     pair, split = open_and_split_images(pair, recipe, opts, journal)
     assert split is not None
     found, images = measure(pair, recipe, split, opts, journal)
@@ -153,12 +151,11 @@ def _describe_source(checkpoint: Checkpoint) -> Json:
 
 
 def _describe_all_tensors(checkpoint: Checkpoint) -> Json:
-    """Count a checkpoint's tensors, entries and bytes, and list its dtypes."""
+    """Count a checkpoint's tensors and entries, and list its dtypes."""
     entries = checkpoint.entries.values()
     return {
         "parameters": len(entries),
         "size": sum(entry.size for entry in entries),
-        "bytes": sum(byte_size(entry.dtype, entry.shape) for entry in entries),
         "dtypes": sorted({DTYPES[entry.dtype] for entry in entries}),
     }
 
@@ -176,8 +173,8 @@ def _describe_layers(inputs: Inputs) -> dict[str, Json]:
 
 
 def _relative_change(inputs: Inputs, names: Names) -> float | None:
-    """Compute ||task_vector|| / ||theta_0|| of a layer: ``None`` if no parameters can be compared
-    or the ratio is infinite, NaN if a weight is not finite.
+    """Compute ||task_vector|| / ||theta_0|| of a layer. The result is ``None`` if there is nothing
+    to compare or theta_0 is zero, and NaN if a weight is not finite.
     """
     changes, bases = [], []
     for name in names:
@@ -188,9 +185,7 @@ def _relative_change(inputs: Inputs, names: Names) -> float | None:
     change, base = math.hypot(*changes), math.hypot(*bases)
     if not math.isfinite(change + base):
         return math.nan
-    if base:
-        return change / base
-    return None if change or not changes else 0.0
+    return change / base if base else None
 
 
 def _are_comparable(inputs: Inputs, name: str) -> bool:

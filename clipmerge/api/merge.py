@@ -1,7 +1,7 @@
 """`clipmerge merge`: open, measure, decide, judge, write. `clipmerge plan` stops after deciding.
 
-Under ``accelerate launch`` or ``torchrun`` every process arrives at the same plan and the same
-verdict. Only the main process checks the output folder and writes.
+Under ``accelerate launch`` or ``torchrun``, every process makes the same plan and the same verdict.
+Only the main process checks the output folder and writes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from clipmerge.api._call import CallJournal
 from clipmerge.api._pair import (
     CheckpointLike,
     Pair,
-    finetuned_as_list,
+    list_checkpoints,
     open_pair,
     with_zeroshot_head,
 )
 from clipmerge.api._write import MergeResult, write_merged
-from clipmerge.checkpoint import OutputKind
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, VerdictError
 from clipmerge.files import local_path
@@ -36,6 +35,7 @@ from clipmerge.progress import Journal, Progress
 from clipmerge.types import Layers, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
+    from clipmerge.images.image_set import Images
     from clipmerge.images.split import Split
 
 
@@ -76,11 +76,11 @@ def merge(
             place and the remedy.
     """
     opts = MergeOptions.of(options)
-    ends = (zeroshot, finetuned)
-    journal = CallJournal(progress, "merge", *ends, recipe=recipe, **options, output=output)
+    checkpoints = list_checkpoints(zeroshot, finetuned)
+    journal = CallJournal(progress, "merge", *checkpoints, recipe=recipe, **options, output=output)
     chosen = choose_recipe(recipe, opts, journal)
-    target = check_output_folder(output, opts, zeroshot, *finetuned_as_list(finetuned))
-    with open_and_decide(*ends, chosen, opts, journal, processor) as (pair, split, record):
+    target = check_output_folder(output, opts, checkpoints)
+    with open_and_decide(checkpoints, chosen, opts, journal, processor) as (pair, split, record):
         if split is not None and split.test and opts.verdict:
             from clipmerge.api._images import judge_plan
 
@@ -88,9 +88,9 @@ def merge(
         word = record.verdict.recommendation if record.verdict else ""
         refused = word if word in opts.fail_on else ""
         result = write_merged(pair, record, None if refused else target, opts, journal)
-    if refused:
-        raise VerdictError(f"the verdict is {refused}, so nothing was written (`fail_on`)", result)
-    pair.forget_learning()
+        if refused:
+            said = f"the verdict is {refused}, so nothing was written (`fail_on`)"
+            raise VerdictError(said, result)
     if opts.push is None or result.record is None:
         return result
     from clipmerge.publish.push import push
@@ -137,21 +137,19 @@ def plan(
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
         check_output_file(target, overwrite=opts.overwrite)
-    ends = (zeroshot, finetuned)
-    with open_and_decide(*ends, chosen, opts, journal, processor) as (pair, _, record):
+    checkpoints = list_checkpoints(zeroshot, finetuned)
+    with open_and_decide(checkpoints, chosen, opts, journal, processor) as (pair, _, record):
         if not is_main_process():
             return record.plan
         plan = record.plan.replace(**pair.sources(hashed=True))
         if target is not None:
             plan = plan.save(target, overwrite=opts.overwrite)
-        pair.forget_learning()
     return plan
 
 
 @contextmanager
 def open_and_decide(
-    zeroshot: CheckpointLike,
-    finetuned: CheckpointLike | Sequence[CheckpointLike],
+    checkpoints: Sequence[CheckpointLike],
     recipe: Recipe,
     options: PlanOptions,
     journal: Journal,
@@ -162,7 +160,7 @@ def open_and_decide(
     block ends.
     """
     with open_pair(
-        zeroshot, finetuned, options, journal, missing=recipe.missing, processor=processor
+        checkpoints, options, journal, missing=recipe.missing, processor=processor
     ) as pair:
         pair, split = open_and_split_images(pair, recipe, options, journal)
         yield pair, split, decide(pair, recipe, split, options, journal)
@@ -185,10 +183,10 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
 
 
 def check_output_folder(
-    output: StrPath | None, options: MergeOptions, *checkpoints: CheckpointLike
+    output: StrPath | None, options: MergeOptions, checkpoints: Sequence[CheckpointLike]
 ) -> Path | None:
-    """Check what would otherwise fail only at the end: the output folder, the rights to push, and
-    `fail_on`. Return the folder's path.
+    """Check the output folder, the rights to push and `fail_on`, which would otherwise fail only at
+    the end. Return the folder's path.
     """
     if options.fail_on and (options.data is None or not options.verdict):
         raise UsageError("`fail_on` needs a verdict: give `data`, and leave out `verdict=False`")
@@ -203,8 +201,7 @@ def check_output_folder(
         return None
     target = local_path(output)
     if is_main_process():
-        images = dict(options.ood).values()
-        read = (*checkpoints, options.data, options.classes, *images)
+        read = (*checkpoints, options.data, options.classes, *options.ood.values())
         check_output(target, overwrite=options.overwrite, read=read)
     return target
 
@@ -215,20 +212,13 @@ def open_and_split_images(
     """Open, split and check the images, and check that the recipe fits. Return the pair, with a
     zero-shot head if one had to be built, and the split; ``None`` without images.
     """
-    images = None
-    if options.data is not None:
-        from clipmerge.api._images import split_and_check
-        from clipmerge.images.dataset import open_images
-
-        images = open_images(options.data, options.classes, columns=options.columns)
-        journal.warn(*images.notes)
-    if pair.inputs.output is OutputKind.FINETUNED_CLASSIFIER:
-        pair = with_zeroshot_head(pair, images, options.classes, options.template)
-    journal.warn(*pair.inputs.notes)  # only now, because building a head replaces the notes
+    pair, images = open_data(pair, options, journal)
     if recipe.measure or recipe.overrides:
         check_recipe(pair, recipe, has_images=images is not None)
     if images is None:
         return pair, None
+    from clipmerge.api._images import split_and_check
+
     split = split_and_check(pair, images, recipe, options, journal)
     if isinstance(options, MergeOptions) and options.verdict and not split.test:
         reason = "there are too few images to hold any back, so there is no verdict"
@@ -236,6 +226,21 @@ def open_and_split_images(
             raise UsageError(f"`fail_on` needs a verdict: {reason}")
         journal.warn(reason)
     return pair, split
+
+
+def open_data(pair: Pair, options: DecisionOptions, journal: Journal) -> tuple[Pair, Images | None]:
+    """Open the images of `data`, if there are any. Return the pair, with a zero-shot head if it
+    needed one, and the images.
+    """
+    images = None
+    if options.data is not None:
+        from clipmerge.images.dataset import open_images
+
+        images = open_images(options.data, options.classes, columns=options.columns)
+        journal.warn(*images.notes)
+    pair = with_zeroshot_head(pair, images, options.classes, options.template)
+    journal.warn(*pair.inputs.notes)  # only now, because building a head replaces the notes
+    return pair, images
 
 
 def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
@@ -262,8 +267,8 @@ def decide(
     options: DecisionOptions,
     journal: Journal,
 ) -> Record:
-    """Run the recipe's measure, if it has one, and its method. Return a record with the plan, but
-    without a verdict.
+    """Run the recipe's measure, if it has one, and then its method. Return a record with the plan,
+    but without a verdict.
     """
     measurements, calibration = None, None
     if split is not None and recipe.measure is not None:

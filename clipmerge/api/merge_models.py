@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from clipmerge.api._in_memory import unwrap_model
-from clipmerge.api._pair import finetuned_as_list
+from clipmerge.api._pair import list_checkpoints
 from clipmerge.api.merge import choose_recipe, open_and_decide
 from clipmerge.errors import CheckpointError, UsageError, shorten
 from clipmerge.families import is_index_buffer
@@ -58,7 +58,8 @@ def merge_models(
     Example:
         >>> robust = merge_models(zeroshot, finetuned, "wise-ft")  # doctest: +SKIP
     """
-    for model in (zeroshot, *finetuned_as_list(finetuned)):
+    models = list_checkpoints(zeroshot, finetuned)
+    for model in models:
         if not isinstance(model, torch.nn.Module):
             raise UsageError(
                 f"{type(model).__name__} is not a model; give torch modules here, and paths to"
@@ -67,15 +68,14 @@ def merge_models(
     opts = PlanOptions.of(options)
     journal = Journal(progress)
     chosen = choose_recipe(recipe, opts, journal)
-    models = [unwrap_model(model) for model in finetuned_as_list(finetuned)]
-    with open_and_decide(zeroshot, models, chosen, opts, journal, processor) as (pair, _, record):
+    with open_and_decide(models, chosen, opts, journal, processor) as (pair, _, record):
         pair.free_model()
         tensors = merged_tensors(pair.inputs, record.plan)
         keys = [tensor.key for tensor in tensors]
         weights = dict(zip(keys, tensors_in_memory(tensors), strict=True))
-        pair.forget_learning()
-    layout = unwrap_model(zeroshot) if pair.inputs.layout is pair.inputs.zeroshot else models[0]
-    return _copy_with_weights(layout, weights, pair.inputs.dtype)  # type: ignore[return-value]
+    layout = models[0] if pair.inputs.layout is pair.inputs.zeroshot else models[1]
+    model = unwrap_model(layout)
+    return _copy_with_weights(model, weights, pair.inputs.dtype)  # type: ignore[return-value]
 
 
 def _copy_with_weights(model: torch.nn.Module, weights: Tensors, dtype: str) -> torch.nn.Module:

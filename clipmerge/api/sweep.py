@@ -9,30 +9,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipmerge import __version__
 from clipmerge.api._call import CallJournal
-from clipmerge.api._images import (
-    check_images,
-    split_for_recipe,
-)
+from clipmerge.api._images import check_images, split_for_recipe
 from clipmerge.api._pair import (
     CheckpointLike,
     Pair,
     as_addresses,
-    finetuned_as_list,
+    list_checkpoints,
     open_pair,
-    with_zeroshot_head,
 )
-from clipmerge.api.merge import check_recipe, decide
+from clipmerge.api.merge import check_recipe, decide, open_data
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.views import convert_checkpoint
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import DataError, UsageError
+from clipmerge.errors import UsageError
 from clipmerge.evaluation.scorer import Move, Scorer, stack_correct
 from clipmerge.evaluation.tradeoff import (
     RESAMPLES,
@@ -46,7 +42,7 @@ from clipmerge.evaluation.tradeoff import (
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, stage_output
 from clipmerge.images.copies import overlap_notes
-from clipmerge.images.dataset import open_images, require_labelled
+from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import Images
 from clipmerge.learning.interpolate import WeightPath
 from clipmerge.options import SweepOptions, named_sources
@@ -149,35 +145,32 @@ def sweep(
         ClipmergeError: If another argument cannot be used.
     """
     opts = SweepOptions.of(options)
-    about = {"id": id, "ood": ood, **options, "output": output}
-    journal = CallJournal(progress, "sweep", zeroshot, finetuned, **about)
-    recipes = [load_recipe(each, opts.set, max_loss=opts.max_loss) for each in opts.recipes or ()]
-    ids, oods, shown = named_sources(id), named_sources(ood), dict(opts.points)
+    checkpoints = list_checkpoints(zeroshot, finetuned)
+    given = {"id": id, "ood": ood, **options, "output": output}
+    journal = CallJournal(progress, "sweep", *checkpoints, **given)
+    recipes = [load_recipe(each, opts.set, max_loss=opts.max_loss) for each in opts.recipes]
+    ids, oods, shown = named_sources(id), named_sources(ood), opts.points
     _check_names(ids, oods, [*(recipe.name for recipe in recipes), *shown])
     if opts.set and not recipes:
         raise UsageError("`set` changes recipes, and there are none; give `recipes` too")
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
-        read = [zeroshot, *finetuned_as_list(finetuned), opts.data, opts.classes]
-        read += [*ids.values(), *oods.values()]
+        read = [*checkpoints, opts.data, opts.classes, *ids.values(), *oods.values()]
         check_output(target, overwrite=opts.overwrite, read=read, record=SWEEP_RECORD)
     # keys that only one checkpoint has are an error unless a recipe allows them
     missing: Missing = next((each.missing for each in recipes if each.missing != "error"), "error")
     with (
-        open_pair(zeroshot, finetuned, opts, journal, missing=missing, processor=processor) as pair,
+        open_pair(checkpoints, opts, journal, missing=missing, processor=processor) as pair,
         as_addresses(list(shown.values()), processor) as places,
     ):
-        near, far = (_open_sources(*each, opts, journal) for each in (("id", ids), ("ood", oods)))
-        data = None
-        if recipes and opts.data is not None:
-            data = open_images(opts.data, opts.classes, columns=opts.columns)
-            journal.warn(*data.notes)
-            judging = {f"`id` {name}": images for name, images in near.items()}
-            judging |= {f"`ood` {name}": images for name, images in far.items()}
-            journal.warn(*overlap_notes(data, judging))
-        pair = with_zeroshot_head(pair, data, opts.classes, opts.template)
-        journal.warn(*pair.inputs.notes)
-        sources = near | far
+        sources: dict[str, Images] = {}
+        for name, source in (*ids.items(), *oods.items()):
+            sources[name] = open_images(source, opts.classes, columns=opts.columns)
+            journal.warn(*sources[name].notes)
+        # only recipes use the images of `data`
+        pair, data = open_data(pair, opts if recipes else replace(opts, data=None), journal)
+        if data is not None:
+            journal.warn(*overlap_notes(data, sources))
         check_images(pair, sources if data is None else {**sources, "": data}, opts, journal)
         # gains are measured against a curve with at least the tenths of alpha
         alphas = add_tenths(opts.alphas) if recipes or shown else opts.alphas
@@ -188,22 +181,18 @@ def sweep(
         for name, place in zip(shown, places, strict=True):
             points.append(_open_point(name, place, pair.inputs, opts.model))
         questions: dict[str, list[str]] = {"target": list(ids), "shift": [], "task": []}
-        for name, images in far.items():
-            questions[question_of(images, [*near.values()])].append(name)
-        if pair.inputs.output.is_classifier:
-            for images in sources.values():
-                require_labelled(images)
+        for name in oods:
+            questions[question_of(sources[name], [sources[each] for each in ids])].append(name)
         journal.stage("evaluate")
         path, dtype = pair.path, pair.inputs.dtype
         scorer = Scorer(path.model, opts, journal, sources, path=path, dtype=dtype)
         outcomes = scorer.score([point.move for point in points])
-    correct = {name: stack_correct(each) for name, each in outcomes.items()}
-    journal.stage("bootstrap")
-    record = _make_sweep_record(pair, correct, points, questions, sources, opts, journal)
-    if target is not None and is_main_process():
-        record["output"] = target.name
-        _write_sweep(record, target, overwrite=opts.overwrite)
-    pair.forget_learning()  # only now, when nothing more can fail
+        correct = {name: stack_correct(each) for name, each in outcomes.items()}
+        journal.stage("bootstrap")
+        record = _make_sweep_record(pair, correct, points, questions, sources, opts, journal)
+        if target is not None and is_main_process():
+            record["output"] = target.name
+            _write_sweep(record, target, overwrite=opts.overwrite)
     return SweepResult(target, record, correct, tuple(record["warnings"]))
 
 
@@ -220,20 +209,6 @@ def _check_names(ids: Json, oods: Json, points: list[str]) -> None:
                 f"two recipes or points are named '{name}'; give a recipe another `name:` in its"
                 " file, or write NAME=CHECKPOINT with another name"
             )
-
-
-def _open_sources(
-    flag: str, named: Json, options: SweepOptions, journal: Journal
-) -> dict[str, Images]:
-    """Open the images given as `id` or `ood`, by name. An error names the flag and the source."""
-    sources: dict[str, Images] = {}
-    for name, source in named.items():
-        try:
-            sources[name] = open_images(source, options.classes, columns=options.columns)
-        except DataError as error:
-            raise DataError(f"`{flag}` {name}: {error}") from None
-        journal.warn(*sources[name].notes)
-    return sources
 
 
 def _decide(
@@ -339,16 +314,17 @@ def _accuracy_rows(
             lost = accuracy[alphas.index(1.0)] - accuracy[number]
             # accuracies are ratios of counts, so rounding errors are far below 1e-7
             exceeds = bool(lost > limit + 1e-7)
-        means = {
-            question: mean_estimate([right[number] for right in each])
-            for question, each in by_question.items()
-        }
-        off_curve = number - len(alphas)
-        gained = {name: each[off_curve] for name, each in gains.items() if off_curve >= 0}
+        means, gained = {}, {}
+        for question, each in by_question.items():
+            mean = mean_estimate([right[number] for right in each])
+            means[question] = mean.model_dump(mode="json")
+        if number >= len(alphas):  # not on the curve
+            for question, estimates in gains.items():
+                gained[question] = estimates[number - len(alphas)].model_dump(mode="json")
         row = {
             "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
-            "mean": {name: mean.model_dump(mode="json") for name, mean in means.items()},
-            "gain": {name: gain.model_dump(mode="json") for name, gain in gained.items()},
+            "mean": means,
+            "gain": gained,
             "exceeds_max_loss": exceeds,
         }
         rows.append(point.about | row)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipmerge.distributed import claim_error, is_main_process, is_out_of_memory
-from clipmerge.errors import ClipmergeError, UsageError, did_you_mean_one_of, printable
+from clipmerge.errors import ClipmergeError, UsageError, printable
 from clipmerge.progress import STAGES, BarProgress, format_seconds
 
 if TYPE_CHECKING:
@@ -26,16 +25,16 @@ if TYPE_CHECKING:
 DEBUG = "CLIPMERGE_DEBUG"
 # Fields that come first in JSON.
 _ANSWERS = ("verdict", "answer", "headline", "accuracy")
-# The base class of errors about flags: click's, or that of the copy of click inside typer.
+# Base class of errors about flags, in click or in typer's copy of click.
 _WrongFlag: Any = typer.BadParameter.__base__
-# Settings of libraries, which read them from environment variables.
+# Environment variables for libraries.
 _LIBRARIES = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # threads that wait must not slow down threads that work
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-# Width for output that is not a terminal: so wide that no line is wrapped.
+# Width of output that is not a terminal, where no line is wrapped.
 _WIDEST = 10_000
 
 
@@ -135,15 +134,15 @@ def interrupt(_number: int, _frame: object) -> None:
 
 
 def interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
-    """Interrupt once more if the interrupt fell into a finalizer, where Python ignores exceptions.
+    """Interrupt once more if Python ignored the interrupt, because a finalizer was running.
 
-    For ``sys.unraisablehook``.
+    This is a ``sys.unraisablehook``.
     """
     if not issubclass(ignored.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(ignored)
         return
     signal.signal(signal.SIGINT, interrupt)
-    # not in this call, which belongs to the finalizer
+    # later, because this call is still part of the finalizer
     again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
     again.daemon = True
     again.start()
@@ -156,8 +155,8 @@ def ignore_signals() -> None:
 
 
 def report_error(error: BaseException) -> int:
-    """Print the error that ended a command in one line, and return the exit code."""
-    if isinstance(error, BrokenPipeError):  # nobody reads on, as in `clipmerge recipes | head -1`
+    """Print the error of a command in one line, and return the exit code."""
+    if isinstance(error, BrokenPipeError):  # as in `clipmerge recipes | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     from clipmerge.options import with_flags
@@ -186,11 +185,7 @@ def _describe_error(error: BaseException) -> tuple[str, int]:
     if isinstance(error, _WrongFlag):
         where = error.ctx.command_path if error.ctx else "clipmerge"
         message = error.format_message().rstrip(".").replace("Value error, ", "")
-        # typer suggests commands and flags, but not choices
-        if choice := re.search(r"'([^']*)' is not one of (.*)", message):
-            message += f".{meant}" if (meant := did_you_mean_one_of(*choice.groups())) else ""
-        see = " See" if message.endswith("?") else "; see"
-        return f"{message}{see} `{where} --help`", UsageError.exit_code
+        return f"{message} (see `{where} --help`)", UsageError.exit_code
     kind = type(error).__name__
     text = str(error)[:300] or kind
     if isinstance(error, OSError):

@@ -152,7 +152,7 @@ app = typer.Typer(
 def _print_version_or_help(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the versions of this and of its libraries.")
+        bool, typer.Option("--version", help="Print the versions of clipmerge and its libraries.")
     ] = False,
 ) -> None:
     if version:

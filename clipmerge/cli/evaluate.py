@@ -45,9 +45,8 @@ def _layer_table(record: Json, *, every: bool) -> RenderableType:
     total = record["total"]
     dtypes = ", ".join(total["dtypes"])
     size = f"{total['parameters']} tensors, {total['size']:,} entries, {dtypes}"
-    lines = [f"{record['family']}: {size}; -v lists all {len(record['layers'])} layers"]
-    if every:
-        lines = [f"{record['family']}: {size}"]
+    more = "" if every else f"; -v lists all {len(record['layers'])} layers"
+    lines = [f"{record['family']}: {size}{more}"]
     patterns = {}
     if record["finetuned"] is not None:
         patterns["change"] = ".2%"

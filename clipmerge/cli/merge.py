@@ -43,7 +43,7 @@ def merge_command(
 
 
 def _print_record(terminal: Terminal, record: Record | None, last: str = "", **more: Any) -> None:
-    """Print the record of a merge in the main process, which alone has it."""
+    """Print the record of a merge. Only the main process has one."""
     if record is not None:
         from clipmerge.report.terminal import summary
 

@@ -10,9 +10,7 @@ import typer
 
 from clipmerge.cli._terminal import Terminal
 from clipmerge.cli.app import GroupedCommand, command
-from clipmerge.errors import OutputError
 from clipmerge.files import local_path, recipe_files
-from clipmerge.files.staging import write_whole_file
 
 recipes_command = typer.Typer(
     invoke_without_command=True,
@@ -87,9 +85,8 @@ def copy_recipe(
 
     text = recipe_text(name)
     target = local_path(file or f"{name}.yaml")
-    if target.exists():
-        raise OutputError(f"{target}: already exists; give another file")
-    write_whole_file(target, text.encode())
+    with target.open("x", encoding="utf-8") as new_file:
+        new_file.write(text)
     terminal.print_result(
         {"file": str(target)}, lambda: f"Wrote {target}; run it with --recipe {target}"
     )

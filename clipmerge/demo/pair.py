@@ -59,10 +59,8 @@ def prepare(folder: Path) -> DemoPair:
 
 def _is_finished(folder: Path) -> bool:
     """Whether this version of clipmerge has written the whole folder."""
-    try:
-        return (folder / _MANIFEST).read_text(encoding="utf-8") == _manifest_text()
-    except (OSError, ValueError):
-        return False
+    manifest = folder / _MANIFEST
+    return manifest.is_file() and manifest.read_text(encoding="utf-8") == _manifest_text()
 
 
 def _manifest_text() -> str:

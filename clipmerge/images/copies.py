@@ -113,7 +113,7 @@ class Thumbnails:
 
 def overlap_notes(learned: Images, judging: Mapping[str, Images]) -> Names:
     """Return a note for each source of a sweep that shares images with the source from which a
-    recipe learned. ``judging`` has the sources by their names on the command line.
+    recipe learned. ``judging`` has the sources by name.
     """
     data = Thumbnails.read(learned)
     notes: list[str] = []

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 # Files that the Hub itself writes into a new repository.
 _FRESH = {".gitattributes", CARD}
-# Older weights in the repository that the folder lacks are deleted: they would be loaded, too.
+# Older weights in the repository, which would be loaded too. They are deleted unless the folder has
+# files of the same name.
 _STALE = ["*.safetensors", "*.safetensors.index.json"]
 
 

@@ -2,7 +2,6 @@
 mistakes that they make at the keyboard of Python."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +77,9 @@ def test_a_merge_is_published(
     assert record["url"].endswith("/alice/again")
 
 
-def test_a_plan_is_written(pair: Folders, tmp_path: Path) -> None:
-    plan = clipmerge.plan(*pair, alpha=0.5, output=tmp_path / "plan.json", **QUIET)
-    assert plan == clipmerge.Plan.load(tmp_path / "plan.json")
-    data = json.loads((tmp_path / "plan.json").read_text())
+def test_a_layer_that_a_plan_does_not_name_stays_zero_shot(pair: Folders, tmp_path: Path) -> None:
+    plan = clipmerge.plan(*pair, alpha=0.5, **QUIET)
+    data = json.loads(plan.to_json())
     dropped = next(iter(data["layers"]))
     del data["layers"][dropped]
     (tmp_path / "fewer.json").write_text(json.dumps(data))
@@ -93,69 +91,35 @@ def test_a_plan_is_written(pair: Folders, tmp_path: Path) -> None:
         output=tmp_path / "out",
         progress=told,
     )
-    said = f"does not name 1 layer, which will stay zero-shot: {dropped}"
+    said = f"layers without a setting stay zero-shot: {dropped}"
     assert any(said in line for line in told.lines)
 
 
 #: Untyped, because a type checker would find some of these mistakes.
 API: Any = clipmerge
-Refused = Callable[[Folders, Path], object]
-IMAGES = "images"
-REFUSED: dict[str, tuple[Refused, str]] = {
-    "no sources": (lambda pair, _: API.evaluate(pair[0], [], **QUIET), "nothing to evaluate"),
-    "a number as source": (
-        lambda pair, _: API.evaluate(pair[0], [3], **QUIET),
-        "sources are named",
-    ),
-    "an empty source": (
-        lambda pair, _: API.evaluate(pair[0], [" "], **QUIET),
-        "names no images",
-    ),
-    "one name twice": (
-        lambda pair, _: API.evaluate(pair[0], ["a=x", "a=y"], **QUIET),
-        "same name",
-    ),
-    "a number as model": (lambda pair, _: API.inspect(3, **QUIET), "is not a checkpoint"),
-    "another model": (
-        lambda pair, _: API.inspect(torch.nn.Linear(1, 1), **QUIET),
-        "is not a model of",
-    ),
-    "no models": (lambda pair, _: API.merge(pair[0], [], **QUIET), "an empty list"),
-    "paths as models": (
-        lambda pair, _: API.merge_models(*pair, **QUIET),
-        "give torch modules",
-    ),
-    "no images": (lambda pair, _: API.merge(*pair, "auto", **QUIET), "needs labelled images"),
-    "a number as plan": (
-        lambda pair, out: API.apply(3, output=out, **QUIET),
-        "is not a plan",
-    ),
-    "half a pair": (
-        lambda pair, out: API.apply("x", zeroshot=pair[0], output=out, **QUIET),
-        "give both",
-    ),
-    "a long name": (lambda _, out: API.inspect("x" * 5000, **QUIET), "File name too long"),
-    "a long output": (
-        lambda pair, out: API.merge(*pair, output=out / ("x" * 5000), alpha=0.5, **QUIET),
-        "cannot be a path",
-    ),
-    "a null character": (
-        lambda pair, _: API.evaluate(pair[0], "a\0b", **QUIET),
-        "cannot be a path",
-    ),
+PAIR = ("zeroshot", "finetuned")
+REFUSED: dict[str, tuple[Any, tuple[object, ...], dict[str, object], str]] = {
+    "no sources": (API.evaluate, ("zeroshot", []), {}, "nothing to evaluate"),
+    "a number as source": (API.evaluate, ("zeroshot", [3]), {}, "sources are named"),
+    "an empty source": (API.evaluate, ("zeroshot", [" "]), {}, "names no images"),
+    "one name twice": (API.evaluate, ("zeroshot", ["a=x", "a=y"]), {}, "same name"),
+    "another model": (API.inspect, (torch.nn.Linear(1, 1),), {}, "is not a model of"),
+    "no models": (API.merge, ("zeroshot", []), {}, "an empty list"),
+    "paths as models": (API.merge_models, PAIR, {}, "give torch modules"),
+    "a long output": (API.merge, PAIR, {"output": "x" * 5000}, "cannot be a path"),
+    "a null character": (API.evaluate, ("zeroshot", "a\0b"), {}, "cannot be a path"),
+    "no name": (API.inspect, ("",), {}, "the name of the checkpoint is empty"),
     "one prompt for all": (
-        lambda pair, _: API.evaluate(pair[0], IMAGES, template="very " * 90 + "{}", **QUIET),
+        API.merge,
+        PAIR,
+        {"data": "images", "template": "very " * 90 + "{}"},
         "the prompts of all classes, or all captions, are the same to the model",
     ),
     "no such statistic": (
-        lambda pair, _: API.merge(
-            *pair, "straggler-outlier", data=IMAGES, set={"method.statistic": "size"}, **GUESSING
-        ),
+        API.merge,
+        (*PAIR, "straggler-outlier"),
+        {"data": "images", "set": {"method.statistic": "size"}, "allow": "at-chance"},
         "statistic 'size' is not measured by path-barrier",
-    ),
-    "no name": (
-        lambda pair, _: API.inspect("", **QUIET),
-        "the name of the checkpoint is empty",
     ),
 }
 
@@ -164,11 +128,12 @@ REFUSED: dict[str, tuple[Refused, str]] = {
 def test_a_mistake_is_one_line(
     pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    call, said = REFUSED[what]
-    (tmp_path / IMAGES).symlink_to(images)
+    function, given, options, said = REFUSED[what]
+    for name, folder in (("zeroshot", pair[0]), ("finetuned", pair[1]), ("images", images)):
+        (tmp_path / name).symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     with one_line(ClipmergeError, said):
-        call(pair, tmp_path / "out")
+        function(*given, **options, **QUIET)
 
 
 @pytest.mark.parametrize("processor", [3, "no/such-model", "no//name"])

@@ -3,10 +3,11 @@
 import json
 import shutil
 import sys
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import open_clip
 import pytest
@@ -117,28 +118,23 @@ def test_without_weight_all_images_of_a_shift_judge(
 
 
 def test_checkpoints_are_opened_and_their_model_built_once(
-    far: Folders, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far: Folders,
+    images: Path,
+    shifted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spied: Callable[[object, str], Mock],
 ) -> None:
     """Merged twice: in memory to be judged, and to the disk in pieces, which needs no memory."""
-    counts = Counter[str]()
-
-    def count(place: Any, name: str) -> None:
-        real = getattr(place, name)
-
-        def counting(*given: Any, **options: Any) -> Any:
-            counts[name] += 1
-            return real(*given, **options)
-
-        monkeypatch.setattr(place, name, counting)
-
-    count(_pair, "open_checkpoints")
-    count(interpolate.WeightPath, "__init__")
-    count(building, "model_for")
-    count(interpolate, "merged_tensors")
+    watched = [
+        spied(_pair, "open_checkpoints"),
+        spied(building, "model_for"),
+        spied(interpolate, "merged_tensors"),
+    ]
     monkeypatch.setattr(verdict, "_LOAD_BYTES", 1)  # so that the model is moved for each batch
-    out, sources = tmp_path / "out", {"data": images, "ood": {"far": shifted}}
-    clipmerge.merge(*far, output=out, **sources, **FEW, **QUIET)
-    assert counts == {"open_checkpoints": 1, "__init__": 1, "model_for": 1, "merged_tensors": 1}
+    sources = {"data": images, "ood": {"far": shifted}}
+    clipmerge.merge(*far, output=tmp_path / "out", **sources, **FEW, **QUIET)
+    assert [each.call_count for each in watched] == [1, 1, 1]
 
 
 def test_a_gate_that_cannot_judge_is_shut_before_anything_is_learned(
@@ -186,20 +182,15 @@ def test_a_plan_is_for_its_checkpoints_whatever_their_names(
     plan = clipmerge.plan(*copies, "wise-ft", **QUIET)
     best = (copies[1] / "model.safetensors").rename(copies[1] / "best.safetensors")
     clipmerge.apply(plan, output=tmp_path / "out", zeroshot=copies[0], finetuned=best, **QUIET)
-    two = {"zeroshot": copies[0], "finetuned": [best, copies[0]]}
-    with pytest.raises(UsageError, match="is for 1 fine-tuned checkpoints, but 2 were given"):
-        clipmerge.apply(plan, output=tmp_path / "no", **two, **QUIET)
-    with pytest.raises(UsageError, match="give both, or neither"):
-        clipmerge.apply(plan, output=tmp_path / "no", zeroshot=copies[0], **QUIET)
-    with pytest.raises(UsageError, match=r"finetuned is not in .* or beside the plan"):
-        clipmerge.apply(
-            plan.replace(finetuned=(plan.zeroshot.replace(source="finetuned"),)),
-            output=tmp_path / "no",
-            **QUIET,
-        )
-    best.write_bytes(best.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(UsageError, match="is not the checkpoint that the plan was made for"):
-        clipmerge.apply(plan, output=tmp_path / "no", zeroshot=copies[0], finetuned=best, **QUIET)
+    elsewhere = plan.replace(finetuned=(plan.zeroshot.replace(source="finetuned"),))
+    two = [best, copies[0]]
+    for wrong, given, said in (
+        (plan, {"zeroshot": copies[0], "finetuned": two}, "is for 1 fine-tuned checkpoints, but 2"),
+        (plan, {"zeroshot": copies[0]}, "give both, or neither"),
+        (elsewhere, {}, r"finetuned is not in .* or beside the plan"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            clipmerge.apply(wrong, output=tmp_path / "no", **given, **QUIET)
     assert not (tmp_path / "no").exists()
 
 
@@ -260,51 +251,40 @@ def test_models_of_open_clip_in_memory_are_merged(
             clipmerge.merge_models(zeroshot, finetuned, alpha=0.5, processor=wrong, **QUIET)
 
 
-@pytest.mark.parametrize("caller", ["clipmerge", "train.py"])
 def test_an_output_tells_neither_folders_nor_what_another_program_was_given(
-    pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caller: str
+    pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(images, tmp_path / "secret client/val")
+    secret = tmp_path / "secret client"
+    shutil.copytree(images, secret / "val")
     for folder in pair:
-        (tmp_path / "secret client" / folder.name).symlink_to(folder)
+        (secret / folder.name).symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py", "--hub_token", "hf_secret"])
     ends = [f"secret client/{folder.name}" for folder in pair]
-    data, out = "secret client/val", tmp_path / "secret client/out"
-    plan, again = Path("secret client/plan.json"), tmp_path / "secret client/again"
-    if caller == "clipmerge":
-        flags = ("--alpha", 0.5, "--allow", "at-chance")
-        done("merge", *ends, *flags, "--data", data, "-o", out)
-        done("plan", *ends, *flags[:2], "-o", plan)
-        done("apply", plan, "-o", again)
-        given = ("--id", f"v={data}", "--ood", f"o={tmp_path}/secret client/val", *flags[2:])
-        done("sweep", *ends, *given, "--alphas", "0,1", "--point", ends[1], "-o", "secret client/s")
-        commands = {
-            "out/clipmerge.json": "merge zeroshot finetuned --data val --allow at-chance --alpha 0.5 --output out",
-            "again/clipmerge.json": "apply plan.json --output again",
-            "s/sweep.json": "sweep zeroshot finetuned --id v=val --ood o=val --allow at-chance"
-            " --point finetuned --alphas 0,1 --output s",
-        }
-    else:
-        more = {"allow": "at-chance", "processor": CLIPProcessor.from_pretrained(pair[0]), **QUIET}
-        model = CLIPModel.from_pretrained(pair[1])
-        clipmerge.merge(ends[0], model, data=data, alpha=0.5, output=out, **more)
-        clipmerge.plan(*ends, "wise-ft", **QUIET).save(plan)
-        clipmerge.apply(Plan.load(plan), output=again, **QUIET)
-        sides = {"id": data, "ood": {"o": tmp_path / data}, "alphas": [0, 1]}
-        clipmerge.sweep(*ends, **sides, output="secret client/s", **more)
-        commands = {
-            "out/clipmerge.json": "merge zeroshot 'CLIPModel in memory' --data val --alpha 0.5 --allow at-chance"
-            " --output out",
-            "again/clipmerge.json": "apply 'Plan in memory' --output again",
-            "s/sweep.json": "sweep zeroshot finetuned --id val --ood o=val --alphas 0,1"
-            " --allow at-chance --output s",
-        }
-    for file, command in commands.items():
-        assert json.loads((out.parent / file).read_text())["command"] == f"clipmerge {command}"
-    written = [file for name in ("out", "again", "s") for file in (out.parent / name).rglob("*.*")]
-    for file in written:
-        assert file.suffix not in (".json", ".html", ".md") or "secret" not in file.read_text()
+    more = {"allow": "at-chance", "processor": CLIPProcessor.from_pretrained(pair[0]), **QUIET}
+    model = CLIPModel.from_pretrained(pair[1])
+    clipmerge.merge(
+        ends[0], model, data="secret client/val", alpha=0.5, output=secret / "out", **more
+    )
+    plan = clipmerge.plan(*ends, "wise-ft", output="secret client/plan.json", **QUIET)
+    clipmerge.apply(Path("secret client/plan.json"), output=secret / "again", **QUIET)
+    clipmerge.apply(plan, output=secret / "same", **QUIET)
+    sides = {"id": "v=secret client/val", "ood": {"o": secret / "val"}, "alphas": [0, 1]}
+    clipmerge.sweep(*ends, **sides, points=ends[1], output="secret client/swept", **more)
+    commands = {
+        "out": "merge zeroshot 'CLIPModel in memory' --data val --alpha 0.5 --allow at-chance",
+        "again": "apply plan.json",
+        "same": "apply 'Plan in memory'",
+        "swept": "sweep zeroshot finetuned --id v=val --ood o=val --alphas 0,1 --point finetuned"
+        " --allow at-chance",
+    }
+    for name, command in commands.items():
+        (record,) = [*(secret / name).glob("clipmerge.json"), *(secret / name).glob("sweep.json")]
+        expected = f"clipmerge {command} --output {name}"
+        assert json.loads(record.read_text())["command"] == expected
+        for file in (secret / name).rglob("*.*"):
+            is_text = file.suffix in (".json", ".html", ".md")
+            assert not is_text or "secret" not in file.read_text()
 
 
 def test_what_happens_is_told_once(pair: Folders, images: Path) -> None:

@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no shift": ({"ood": {}}, "at least one `id` and one `ood`"),
     "set without recipes": ({"set": {"method.alpha": 1}}, "there are none"),
     "one recipe twice": ({"recipes": ["lines", "lines"]}, "are named 'lines'"),
-    "no images": ({"id": {"v": "nowhere"}}, "`id` v: nowhere: no such folder"),
+    "no images": ({"id": {"v": "nowhere"}}, "nowhere: no such folder"),
     **{
         f"alphas {text!r}": ({"alphas": text}, "^`alphas` .*: expected two or more finite numbers")
         for text in ("a", "0,1e400", [1, 0])

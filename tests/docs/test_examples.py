@@ -42,15 +42,15 @@ def test_open_clip_train(tmp_path: Path, by_name: bool) -> None:
     )
     state = {f"module.{key}": value for key, value in finetuned.items()}
     torch.save({"epoch": 3, "name": "cars", "state_dict": state}, tmp_path / "epoch_3.pt")
-    where = [f"local-dir:{folder}", "-"]
+    where = f"local-dir:{folder} -"
     if by_name:
         (tmp_path / "configs").mkdir()
         (tmp_path / "configs" / "tiny-test.json").write_text(json.dumps(config))
         open_clip.add_model_config(tmp_path / "configs")
         torch.save(base, tmp_path / "base.pt")
-        where = ["tiny-test", str(tmp_path / "base.pt")]
-    flags = ["--recipe", "wise-ft", "--output", str(tmp_path / "merged")]
-    example("after_open_clip_train")([*where, str(tmp_path / "epoch_3.pt"), *flags])
+        where = f"tiny-test {tmp_path / 'base.pt'}"
+    arguments = f"{where} {tmp_path / 'epoch_3.pt'} --recipe wise-ft --output {tmp_path / 'merged'}"
+    example("after_open_clip_train")(arguments.split())
     merged = load_file(tmp_path / "merged" / "open_clip_model.safetensors")
     assert half_way(base, finetuned, merged)
     assert torch.equal(
@@ -60,8 +60,10 @@ def test_open_clip_train(tmp_path: Path, by_name: bool) -> None:
 
 def test_a_job(pair: Folders, images: Path, tmp_path: Path) -> None:
     """The script that runs on Hugging Face Jobs, without publishing."""
-    flags = ["--recipe", "wise-ft", "--data", str(images), "--output", str(tmp_path / "merged")]
-    result = example("merge_on_a_job")([str(pair[0]), str(pair[1]), *flags])
+    arguments = (
+        f"{pair[0]} {pair[1]} --recipe wise-ft --data {images} --output {tmp_path / 'merged'}"
+    )
+    result = example("merge_on_a_job")(arguments.split())
     weights = [load_file(place / "model.safetensors") for place in (*pair, tmp_path / "merged")]
     assert half_way(*weights)
     assert result.verdict is not None
@@ -79,18 +81,11 @@ def test_every_example_names_what_it_needs() -> None:
 
 def test_plain_torch(pair: Folders, images: Path, tmp_path: Path) -> None:
     train = save_images(tmp_path / "train", each=4, seed=3)
-    flags = ["--recipe", "wise-ft", "--steps", "3", "--batch-size", "8", "--rate", "1e-3"]
-    arguments = [
-        str(pair[0]),
-        "--train",
-        str(train),
-        "--data",
-        str(images),
-        *flags,
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    result = example("after_plain_torch")(arguments)
+    arguments = (
+        f"{pair[0]} --train {train} --data {images} --output {tmp_path / 'out'}"
+        " --recipe wise-ft --steps 3 --batch-size 8 --rate 1e-3"
+    )
+    result = example("after_plain_torch")(arguments.split())
     assert result.verdict is not None
     base = CLIPModel.from_pretrained(pair[0]).state_dict()
     robust = CLIPModel.from_pretrained(tmp_path / "out").state_dict()
@@ -102,22 +97,15 @@ def test_sentence_transformers(pair: Folders, tmp_path: Path, inner: str) -> Non
     """Both of its layouts, as its versions 4 and 6 write them."""
     folder = tmp_path / "finetuned"
     shutil.copytree(pair[1], folder / inner)
-    kind = (
-        "sentence_transformers.models.CLIPModel"
-        if inner
-        else "sentence_transformers.base.modules.Transformer"
-    )
-    (folder / "modules.json").write_text(
-        json.dumps([{"idx": 0, "name": "0", "path": inner, "type": kind}])
-    )
+    kind = f"sentence_transformers.{'models.CLIPModel' if inner else 'base.modules.Transformer'}"
+    modules = json.dumps([{"idx": 0, "name": "0", "path": inner, "type": kind}])
+    (folder / "modules.json").write_text(modules)
     (folder / "config_sentence_transformers.json").write_text("{}")
-    flags = ["--recipe", "wise-ft", "--output", str(tmp_path / "merged")]
-    example("after_sentence_transformers")([str(pair[0]), str(folder), *flags])
+    arguments = f"{pair[0]} {folder} --recipe wise-ft --output {tmp_path / 'merged'}"
+    example("after_sentence_transformers")(arguments.split())
     weights = [
         load_file(place / "model.safetensors") for place in (*pair, tmp_path / "merged" / inner)
     ]
     assert half_way(*weights)
-    assert (tmp_path / "merged" / "modules.json").read_text() == (
-        folder / "modules.json"
-    ).read_text()
+    assert (tmp_path / "merged" / "modules.json").read_text() == modules
     assert CLIPModel.from_pretrained(tmp_path / "merged" / inner).config.model_type == "clip"

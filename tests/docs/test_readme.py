@@ -11,6 +11,7 @@ from typer.main import get_command
 from clipmerge.cli.app import app
 from tests.support.command import done, python
 from tests.support.hub_double import serving, upload
+from tests.support.pages import lines, programs
 from tests.support.published import publishing
 from tests.support.quick import shorten_recipes
 from tests.support.tiny_clip import Folders, save_images
@@ -33,23 +34,7 @@ PAGES = [
         )
     ),
 ]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-
-
-def blocks(page: Path) -> list[tuple[str, str]]:
-    return BLOCK.findall(page.read_text(encoding="utf-8"))
-
-
-LINES = list(
-    dict.fromkeys(
-        line
-        for page in PAGES
-        for kind, block in blocks(page)
-        if kind == "sh"
-        for line in block.replace("\\\n", " ").splitlines()
-        if line
-    )
-)
+LINES = list(dict.fromkeys(line for page in PAGES for line in lines(page, "sh")))
 
 
 @pytest.fixture(scope="module")
@@ -70,24 +55,24 @@ def workplace(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFact
 
 def test_every_page_with_commands_that_run_is_run_here() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    assert {page for page in pages if any(kind == "sh" for kind, _ in blocks(page))} == set(PAGES)
+    assert {page for page in pages if lines(page, "sh")} == set(PAGES)
 
 
 @pytest.mark.slow
 @pytest.mark.uncounted
 @pytest.mark.draws
-def test_the_commands_run(
+def test_the_commands_and_the_python_of_the_readme_run(
     workplace: Path, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = [line for line in LINES if line.startswith("clipmerge ")]
-    assert len(lines) >= 14
+    commands = [line for line in LINES if line.startswith("clipmerge ")]
+    assert len(commands) >= 14
     with serving(tmp_path, monkeypatch) as hub:
         for repo, folder in (("acme/clip-base", pair[0]), ("acme/clip-cars", pair[1])):
             upload(hub, repo, folder)
         publishing(monkeypatch)
         monkeypatch.chdir(workplace)
         shorten_recipes(monkeypatch)
-        for line in lines:  # in this process, where imports take their time once
+        for line in commands:  # in this process, where imports take their time once
             words, _, file = line.partition(" > ")
             ended = done(*shlex.split(words, comments=True)[1:])
             assert "Traceback" not in ended.err
@@ -95,6 +80,10 @@ def test_the_commands_run(
                 Path(file).write_text(ended.out)
     outputs = (workplace / f"merged-{name}" for name in ("by-plan", "cars"))
     assert len({(output / "model.safetensors").read_bytes() for output in outputs}) == 1
+    shown = programs(ROOT / "README.md")
+    assert len(shown) == 2
+    for program in shown:
+        exec(compile(program, "README.md", "exec"), {})
 
 
 @pytest.mark.slow
@@ -106,28 +95,14 @@ def test_the_command_of_two_processes_runs(workplace: Path) -> None:
     assert (workplace / "merged-fisher" / "model.safetensors").is_file()
 
 
-@pytest.mark.slow
-@pytest.mark.uncounted
-def test_the_python_blocks_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workplace)
-    shorten_recipes(monkeypatch)
-    if not Path("merged").is_dir():
-        done("merge", "zeroshot", "finetuned", "--recipe", "wise-ft", "--output", "merged")
-    found = [block for kind, block in blocks(ROOT / "README.md") if kind == "python"]
-    assert len(found) == 2
-    for block in found:
-        exec(compile(block, "README.md", "exec"), {})
-
-
 def commands() -> list[str]:
     """Every command of the program on any page, its lines joined, without what a shell does."""
     found = []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        for _, block in blocks(page):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = re.search(r"(?:^|\] \$ |-m )clipmerge ([^>|]*)", line)
-                if words and "..." not in line and page.name != "first-merge.md":
-                    found.append(words[1].strip())
+        for line in lines(page):
+            words = re.search(r"(?:^|\] \$ |-m )clipmerge ([^>|]*)", line)
+            if words and "..." not in line and page.name != "first-merge.md":
+                found.append(words[1].strip())
     return sorted(set(found))
 
 

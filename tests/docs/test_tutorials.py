@@ -1,6 +1,5 @@
 """The tutorials' commands, run as they stand with small models and a few steps of learning."""
 
-import re
 import shlex
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from tests.checkpoint.test_kinds import adapter_of
 from tests.support import tiny_open_clip
 from tests.support.command import clipmerge
+from tests.support.pages import lines, programs
 from tests.support.quick import shorten_recipes
 from tests.support.tiny_clip import Folders, save_captions
 
@@ -21,12 +21,9 @@ SHOWN_ERROR = "error: zershot: no such folder or file"
 
 def commands(tutorial: str) -> list[list[str]]:
     """The words of every command that needs neither the network nor the repository."""
-    text = (TUTORIALS / f"{tutorial}.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [
         shlex.split(line.removeprefix("$ "), comments=True)
-        for line in lines
+        for line in lines(TUTORIALS / f"{tutorial}.md", "", "sh")
         if line.startswith(("clipmerge ", "$ clipmerge ", "cp "))
     ]
 
@@ -89,8 +86,7 @@ def test_a_tutorial_runs(
             ended = clipmerge(*words, *(["--allow", "at-chance"] if guesses else []))
             assert ended.code == 0 or ended.err.startswith(SHOWN_ERROR), ended.err
     if tutorial == "openclip":
-        page = (TUTORIALS / "openclip.md").read_text(encoding="utf-8")
-        exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], {})
+        exec(programs(TUTORIALS / "openclip.md")[0], {})
 
 
 def test_every_tutorial_is_run() -> None:
