@@ -20,6 +20,9 @@ from typing import Any
 # Python calls them not printable, but Persian, Hindi and emoji need them.
 _JOINERS = "\u200c\u200d"
 
+# Common words, and the choice that each means.
+_OTHER_WORDS = {"gpu": "cuda", "fp16": "float16", "fp32": "float32"}
+
 
 class ClipmergeError(Exception):
     """Base of all errors that a user can fix: one line, exit code 1.
@@ -102,6 +105,8 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
         " Did you mean 'alpha'?"
         >>> did_you_mean("ALPHA", ["alpha"])
         " Did you mean 'alpha'?"
+        >>> did_you_mean("gpu", ["cpu", "cuda"])
+        " Did you mean 'cuda'?"
         >>> did_you_mean("zzz", ["alpha"])
         ''
     """
@@ -111,10 +116,21 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     for option in options:
         if option != word:  # such as a link that leads nowhere
             folded.setdefault(option.casefold(), option)
-    close = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    word = word.casefold()
+    close = difflib.get_close_matches(_OTHER_WORDS.get(word, word), folded, n=1, cutoff=0.6)
     if not close:
         return ""
     return f" Did you mean '{folded[close[0]]}'?"
+
+
+def did_you_mean_one_of(word: str, listed: str) -> str:
+    """Suggest the closest of the choices that a text lists in quotes; see `did_you_mean`.
+
+    Example:
+        >>> did_you_mean_one_of("cdua", "should be 'cpu' or 'cuda'")
+        " Did you mean 'cuda'?"
+    """
+    return did_you_mean(word, listed.split("'")[1::2])
 
 
 def did_you_mean_path(path: Path, names: Iterable[str] = ()) -> str:

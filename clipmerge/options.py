@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 from annotated_types import Ge, Le
 from typer import Option
 
-from clipmerge.errors import UsageError, did_you_mean, list_choices
+from clipmerge.errors import UsageError, did_you_mean, did_you_mean_one_of, list_choices
 from clipmerge.files import local_path
 from clipmerge.types import CHECKS, RECOMMENDATIONS, Device, Json, Names, OutputDtype, as_tuple
 
@@ -82,6 +82,8 @@ class Options:
         except ValidationError as error:
             first = error.errors()[0]
             reason = first["msg"].removeprefix("Input ")
+            if first["type"] == "literal_error":
+                reason += f".{did_you_mean_one_of(str(first['input']), reason)}"
             raise UsageError(f"`{first['loc'][0]}` {first['input']}: {reason}") from None
 
 

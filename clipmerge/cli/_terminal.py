@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipmerge.distributed import claim_error, is_main_process, is_out_of_memory
-from clipmerge.errors import ClipmergeError, UsageError, printable
+from clipmerge.errors import ClipmergeError, UsageError, did_you_mean_one_of, printable
 from clipmerge.progress import STAGES, BarProgress, format_seconds
 
 if TYPE_CHECKING:
@@ -185,6 +186,9 @@ def _describe_error(error: BaseException) -> tuple[str, int]:
     if isinstance(error, _WrongFlag):
         where = error.ctx.command_path if error.ctx else "clipmerge"
         message = error.format_message().rstrip(".").replace("Value error, ", "")
+        # typer suggests commands and flags, but not choices
+        if choice := re.search(r"'([^']*)' is not one of (.*)", message):
+            message += f".{meant}" if (meant := did_you_mean_one_of(*choice.groups())) else ""
         return f"{message} (see `{where} --help`)", UsageError.exit_code
     kind = type(error).__name__
     text = str(error)[:300] or kind

@@ -15,7 +15,7 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.families import FAMILIES
 from clipmerge.options import with_flags
 from clipmerge.planning.record import Record, Verdict
-from clipmerge.report.wording import decision_sentence, unjudged_sentence, verdict_table
+from clipmerge.report.wording import Table, decision_sentence, unjudged_sentence, verdict_table
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -26,14 +26,15 @@ REPORT = "report.html"
 _CODE = re.compile(r"`([^`]+)`")
 
 
-def html_page(record: Record) -> str:
-    """Return the HTML report of a merge."""
+def html_page(record: Record, shifts: Table | None = None) -> str:
+    """Return the HTML report of a merge, with the table ``shifts`` of accuracies if it is given."""
     values = {
         "record": record,
         "decision": decision_sentence(record.plan, record.measured),
         "accuracies": record.verdict and verdict_table(record.verdict),
         "picture": merge_picture(record),
         "not_judged": unjudged_sentence(record.plan),
+        "shifts": shifts,
     }
     return render("report.html.j2", values)
 
