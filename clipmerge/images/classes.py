@@ -21,8 +21,8 @@ ClassNames: TypeAlias = Path | Sequence[str] | None
 #: A class name with a number in front, such as ``001.Black_footed_Albatross`` or ``0 - zero``.
 _NUMBERED = re.compile(r"(?P<number>\d{1,18}) ?[._-]+ ?(?P<name>[^\W\d_].*)", re.ASCII | re.DOTALL)
 _DIGITS = re.compile(r"\d{1,18}", re.ASCII)
-# Texts of a missing label.
-_UNLABELLED = ("", "-1")
+# A missing label: an empty text or a negative number.
+_UNLABELLED = re.compile(r"(-\d{1,18})?", re.ASCII)
 
 
 def name_classes(opened: OpenedSource, given: ClassNames) -> tuple[Shape, Names]:
@@ -68,7 +68,8 @@ def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
     """
     title = opened.title
     texts = [_label_as_text(title, value) for value in opened.values]
-    missing = [opened.pictures.name_of(at) for at, text in enumerate(texts) if text in _UNLABELLED]
+    unlabelled = [at for at, text in enumerate(texts) if _UNLABELLED.fullmatch(text)]
+    missing = list(map(opened.pictures.name_of, unlabelled))
     remedy = "label them, leave them out, or give a labelled split, such as validation"
     require_all(title, "label", missing, len(texts), remedy)
     if not all(map(_DIGITS.fullmatch, texts)):

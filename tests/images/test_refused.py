@@ -52,6 +52,10 @@ def refuse(source: Any, message: str) -> None:
             r"\[0, 0, 1\] is not a label; .* \(of one-hot labels the argmax\)",
         ),
         ([(png(0), float("nan"))], "nan is not a label; give a class"),
+        (
+            [(png(0), 1), (png(1), -100)],
+            r"1 image has no label \(of 2\): .* or give a labelled split",
+        ),
         ([png(0)], r"its items are not \(image, label\) or"),
         ({"a": 1}, r"dict holds no labelled images; give a path"),
     ],
