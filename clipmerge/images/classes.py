@@ -25,8 +25,8 @@ _DIGITS = re.compile(r"\d{1,18}", re.ASCII)
 _UNLABELLED = re.compile(r"(-\d{1,18})?", re.ASCII)
 
 
-def name_classes(opened: OpenedSource, given: ClassNames) -> tuple[Shape, Names]:
-    """Return the class number of each image, and the name of each class.
+def name_classes(opened: OpenedSource, given: ClassNames) -> tuple[Shape, Names, Names]:
+    """Return the class number of each image, the name of each class, and notes.
 
     The user's names are in the order of the class numbers or of the source's own class names. If
     they are the source's names in another order, they are matched by name.
@@ -42,24 +42,29 @@ def name_classes(opened: OpenedSource, given: ClassNames) -> tuple[Shape, Names]
             " label column with `label_column`)"
         )
     if opened.verbatim and classes is opened.class_names:
-        return labels, classes
+        return labels, classes, ()
     without_numbers = [name for _, name in _split_numbers(classes).values()]
-    return labels, imagenet_names(classes) or tuple(map(_in_words, without_numbers or classes))
+    names = imagenet_names(classes) or tuple(map(_in_words, without_numbers or classes))
+    if names[0] == _in_words(classes[0]):
+        return labels, names, ()
+    return labels, names, (f"{title}: class '{classes[0]}' is prompted as '{names[0]}'",)
 
 
 def _assign_names(
     labels: Shape, classes: Names | None, given: Path | Sequence[str]
-) -> tuple[Shape, Names]:
+) -> tuple[Shape, Names, Names]:
     """Assign the user's names to the classes; ``classes`` is ``None`` if they only have numbers."""
     title, names = _read_names(given)
+    notes: Names = ()
     if classes is None:
         if isinstance(names, list) and min(labels) == 1 and max(labels) == len(names):
             labels = tuple(label - 1 for label in labels)
+            notes = (f"{title}: the labels are 1 to {len(names)}, so 1 is the first name",)
         classes = tuple(map(str, range(max(len(names), max(labels) + 1))))
     checked = _check_names(title, names, classes)
     if isinstance(names, list):
         checked = _sort_by_class(title, checked, classes)
-    return labels, checked
+    return labels, checked, notes
 
 
 def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:

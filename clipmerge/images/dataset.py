@@ -172,7 +172,7 @@ def _with_labels(
     """Make labelled images from an opened source: number and name the classes."""
     if known:
         opened = known.describe(opened)
-    labels, names = name_classes(opened, classes)
+    labels, names, notes = name_classes(opened, classes)
     _require_utf8(opened.title, names)
     return LabelledImages(
         opened.title,
@@ -182,5 +182,5 @@ def _with_labels(
         opened.templates,
         known.imagenet_rows if known else (),
         revision=opened.revision,
-        notes=opened.notes,
+        notes=(*opened.notes, *notes),
     )

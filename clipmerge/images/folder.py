@@ -52,7 +52,9 @@ def load_folder(title: str, folder: Path, columns: Columns) -> OpenedSource:
             " or name the folder right above the class folders"
         )
     notes: Names = ()
-    if unread := sorted(set(files) - set(inside)):
+    # other files beside the class folders, such as a README, are no mistake
+    unread = [file for file in files if file.parent != folder or file in pictures]
+    if unread := sorted(set(unread).difference(inside)):
         listed = shorten(file.name for file in unread)
         notes = (f"{title}: not read, because they are no images in a class folder: {listed}",)
     shown = pictures_in_files(list(map(str, inside)))
