@@ -126,7 +126,7 @@ def _download_snapshot(snapshot: Snapshot) -> Path:
         patterns.append(f"{folder}{slash}{name}")
     if file.endswith(_INDICES):
         stem, _, _ = file.partition(".")
-        patterns.append(f"{folder}{slash}{stem}-*-of-*")
+        patterns.append(f"{folder}{slash}{stem}-*")
     return snapshot.download(patterns) / weights
 
 
