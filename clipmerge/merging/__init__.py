@@ -31,8 +31,8 @@ def merge_tensor(
     """Move one parameter, or a run of its entries, from zero-shot towards fine-tuned.
 
     Computes theta_0 + alpha * sum_i weights_i * (theta_i - theta_0) in the inputs' float32 or
-    float64. If alpha is zero, the result is theta_0 bit for bit. If alpha is 1, and the only
-    checkpoint with a weight has weight 1, the result is this checkpoint bit for bit.
+    float64. Where alpha is zero, the result is theta_0 bit for bit. Where alpha is 1, and the only
+    fine-tuned checkpoint has weight 1, the result is this checkpoint bit for bit.
 
     Args:
         theta_0: Zero-shot parameter, any shape; never written to.

@@ -27,14 +27,14 @@ def spectral_split(matrix: Array, rank: int) -> tuple[Array, Array]:
     """
     import torch
 
-    flat, is_tall = _flatten(matrix)
+    flat = _flatten(matrix)
     with one_thread():
         # eigenvectors of flat @ flat.T are the left singular vectors, at a fraction of an SVD's
         # cost
         _, vectors = torch.linalg.eigh(flat @ flat.T)
         basis = vectors[:, -rank:]
         split = basis @ (basis.T @ flat)
-    if is_tall:
+    if len(split) != len(matrix):
         split = split.T
     principal = split.numpy().reshape(matrix.shape)
     principal = principal.astype(matrix.dtype)
@@ -47,7 +47,7 @@ def singular_values(matrix: Array) -> Array:
     """
     import torch
 
-    flat, _ = _flatten(matrix)
+    flat = _flatten(matrix)
     with one_thread():
         # several times faster than an SVD, and as exact if no value is tiny
         squares = torch.linalg.eigvalsh(flat @ flat.T)
@@ -58,15 +58,11 @@ def singular_values(matrix: Array) -> Array:
     return np.asarray(values)
 
 
-def _flatten(matrix: Array) -> tuple[Tensor, bool]:
-    """Convert a tensor to a float64 matrix with at most as many rows as columns. Return it, and
-    whether it had to be transposed.
-    """
+def _flatten(matrix: Array) -> Tensor:
+    """Convert a tensor to a float64 matrix, transposed if it has more rows than columns."""
     import torch
 
     wide = matrix.astype(np.float64)
     flat = torch.from_numpy(wide.reshape(len(wide), -1))
     rows, columns = flat.shape
-    if rows > columns:
-        return flat.T, True
-    return flat, False
+    return flat.T if rows > columns else flat
