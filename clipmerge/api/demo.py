@@ -45,8 +45,8 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
             overwrite=True,
             progress=progress,
         )
-        assert merged.record is not None
-        seconds[recipe] = sum(merged.record.seconds.values())
+        if merged.record is not None:
+            seconds[recipe] = sum(merged.record.seconds.values())
     sources = {"clean": pair.clean, **pair.shifted}
     accuracy = {}
     for name, path in models.items():

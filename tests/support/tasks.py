@@ -32,10 +32,9 @@ def inputs_of(folders: Sequence[Path], **options: Any) -> Inputs:
 
 def plan_of(folders: Sequence[Path], recipe: str, *sets: str, **options: Any) -> Plan:
     """Plan a merge by a recipe with settings."""
-    zeroshot, *finetuned = folders
     chosen = load_recipe(recipe, list(sets))
     opts, journal = PlanOptions.of({"device": "cpu", **options}), Journal(Progress())
-    with open_and_decide(zeroshot, finetuned, chosen, opts, journal) as (_, _, record):
+    with open_and_decide(folders, chosen, opts, journal) as (_, _, record):
         return record.plan
 
 
