@@ -42,7 +42,7 @@ _BLANK = 16
 #: trained apart are within 0.01 of 0. The furthest fine-tuning of `benchmarks/ancestry` (at
 #: 7fea82b5) is above 0.3.
 UNRELATED = 0.05
-# Two models may be equal if it is larger.
+# Two models can only be equal if this cosine is larger.
 _NEARLY_EQUAL = 0.999
 # Number of entries of a matrix that are read: 64 KB in float32.
 _SAMPLE = 1 << 14
@@ -71,8 +71,8 @@ class FailedCheck(NamedTuple):
 def raise_unless_allowed(
     doubts: Iterable[FailedCheck], allow: Collection[str], progress: Progress
 ) -> None:
-    """Raise an error for the first failed check that the user did not allow, and warn of allowed
-    ones.
+    """Raise an error for the first failed check that the user did not allow. Report allowed ones as
+    warnings.
     """
     for check, text in doubts:
         if check not in allow:

@@ -34,9 +34,9 @@ def is_main_process() -> bool:
 
 
 def watch_processes() -> None:
-    """If a launcher started several processes, end this one seconds after another one fails.
+    """If a launcher started several processes, end this one within seconds if another one fails.
 
-    Otherwise it may wait for the failed process, because not every launcher ends the others.
+    Otherwise it might wait for the failed process, because not every launcher ends the others.
     """
     global _store
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":

@@ -67,8 +67,8 @@ def test_an_error_of_one_process_is_reported_once_and_ends_all(
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     processes = []
     for rank in ("0", "1"):
-        env = {**address, "RANK": rank, "LOCAL_RANK": rank, "LOSE": lost, **cached(tmp_path)}
-        processes.append(start(*words, module="tests.support.lose_a_process", env=env))
+        env = {**address, "RANK": rank, "LOCAL_RANK": rank, "FAULT": lost, **cached(tmp_path)}
+        processes.append(start(*words, module="tests.support.faulty", env=env))
     try:
         ended = [process.communicate(timeout=300) for process in processes]
     finally:
@@ -155,8 +155,8 @@ def test_an_interrupt_in_a_finalizer_is_not_lost(
     pair: Folders, images: Path, tmp_path: Path
 ) -> None:
     words = ("merge", *pair, "--data", images, *LEARN, "-o", tmp_path / "out")
-    module = "tests.support.interrupt_a_finalizer"
-    process = start(*words, module=module, env=cached(tmp_path))
+    env = {"FAULT": "signal", **cached(tmp_path)}
+    process = start(*words, module="tests.support.faulty", env=env)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert [line for line in err.splitlines() if "note: " not in line] == ["error: interrupted"]

@@ -1,8 +1,8 @@
 """Augment images: geometry, colour, grey, blur and noise, none of them aimed at a particular shift.
 
-Augmentations act on preprocessed pixels, whatever the checkpoint's normalisation. Random numbers
-are drawn on the CPU, so that a seed gives the same changes on every device. Only noise, which needs
-many numbers, is drawn on the device.
+Augmentations act on preprocessed pixels, with any normalisation. Random numbers are drawn on the
+CPU, so that a seed gives the same changes on every device. Only noise, which needs many numbers, is
+drawn on the device.
 """
 
 from __future__ import annotations

@@ -216,10 +216,9 @@ def mix(ends: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 class Coefficients:
     """Coefficients from 0 up, one per layer, parameter, output channel or entry; dense or sparse.
 
-    A sparse parameter has *scores*. The largest scores are its coefficients, and all other
-    coefficients are zero, so that a dropped entry is the zero-shot model's, bit for bit. The score
-    of a dropped entry follows the gradient as if it were used (straight-through), so the entry can
-    return.
+    A sparse parameter has *scores*. The largest scores are its coefficients. All other coefficients
+    are zero, so that these entries are the zero-shot model's, bit for bit. Gradients still change
+    the score of a dropped entry (straight-through), so the entry can return.
 
     Attributes:
         values: Coefficients, or scores of sparse parameters, by parameter or layer; float32 on the
@@ -257,11 +256,11 @@ class Coefficients:
                 value.add_(noise.to(value.device)).clamp_min_(0)
 
     def effective(self, key: str, backoff: float = 0.0) -> Tensor:
-        """Compute the coefficients of a parameter or layer, moved towards the fine-tuned model by a
-        share of the way.
+        """Compute the coefficients of a parameter or layer, moved a share of the way to the
+        fine-tuned model.
 
-        The same share of the dropped coefficients returns, highest scores first, so that the whole
-        way ends at the fine-tuned model.
+        The same share of the dropped coefficients returns, highest scores first. The whole way
+        therefore ends at the fine-tuned model.
         """
         value = self.values[key]
         moved = torch.lerp(value, torch.ones_like(value), backoff) if backoff else value

@@ -1,4 +1,4 @@
-"""Save the state of learning in the user's cache: after an interruption, the same command resumes,
+"""Save the state of learning in the user's cache. After an interruption, the same command resumes
 and ends with the same bits.
 
 Each run of learning has one file, named by a hash of everything that determines the result.

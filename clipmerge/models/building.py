@@ -66,7 +66,7 @@ def _build_headed(inputs: Inputs) -> ImageTextModel:
 
 
 def _missing_config_error(checkpoint: Checkpoint, family: Family) -> CheckpointError:
-    """Make the error for a checkpoint without the file that says how to build its model."""
+    """Make the error for a checkpoint without the configuration of its model."""
     named = ""
     if family.config == OPEN_CLIP_CONFIG:
         named = ", or name the architecture with `model`, such as ViT-B-32"

@@ -20,9 +20,9 @@ from clipmerge.models import ImageTextModel
 from clipmerge.models.passes import embed_with_graph
 from clipmerge.types import Names, Tensors
 
-# Most prompts, and most tokens, whose activations are in memory at once. The second limit is for a
-# CPU, which is as fast with few, and for a GPU whose memory ran out; 80 images of a ViT-B/32 have
-# as many tokens.
+# Most prompts, and most tokens, whose activations are in memory at once. The second limit is for
+# CPUs, which are as fast with few prompts, and for GPUs whose memory ran out. 80 images of a
+# ViT-B/32 have as many tokens.
 _PROMPTS_AT_ONCE, _TOKENS_AT_ONCE = 512, 4096
 
 #: The prompts that images are compared with, by class and template (classes, templates), numbered
@@ -52,8 +52,8 @@ class Classifier(ABC):
         """Embed classes, (classes, width), by all of their prompts or those of a `Comparison`."""
 
     def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
-        """Choose the prompts to compare images of these labels with: all, or a sample if there are
-        more than ``most`` to embed.
+        """Choose prompts for images with these labels: all prompts, or a sample if more than
+        ``most`` would be embedded.
         """
         return None, labels
 
@@ -255,8 +255,8 @@ def classifier_for(
 
 
 def softmax_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute CLIP's loss of each image: the mean of the losses of finding its caption among
-    captions, and of finding it among images by its caption.
+    """Compute CLIP's loss of each image: the mean of two losses, for finding its caption among
+    captions, and for finding the image among images by its caption.
 
     Args:
         logits: Scores, (images, captions).

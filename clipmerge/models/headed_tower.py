@@ -20,7 +20,7 @@ from clipmerge.models import ImageTextModel, explain_errors
 from clipmerge.models.open_clip import build_module, import_open_clip, inference_transform
 from clipmerge.types import Json
 
-# open_clip builds a text tower, too, which is not used
+# a small text tower, because open_clip builds one that is not used
 _NO_TEXT = {"context_length": 8, "vocab_size": 8, "width": 64, "heads": 1, "layers": 1}
 
 
@@ -77,19 +77,22 @@ def transformers_classifier(
     with explain_errors(f"{folder}: transformers cannot build the classifier"):
         parsed = transformers.AutoConfig.for_model(**config)
         parsed.num_labels = rows
-        module = transformers.AutoModelForImageClassification.from_config(parsed).float().eval()
+        module: Any = transformers.AutoModelForImageClassification.from_config(parsed)
+        module = module.float().eval()
         processor: Any = transformers.AutoImageProcessor.from_pretrained(
             folder, local_files_only=True
         )
 
-    def embed(pixels: Tensor) -> Tensor:
-        features: Tensor = module(pixel_values=pixels).logits
-        return features
-
-    def prepare(images: list[Image]) -> Tensor:
-        return torch.as_tensor(processor(images, return_tensors="pt")["pixel_values"]).float()
-
-    tower = HeadedTower(family, folder, module, module.classifier, embed, prepare)
+    tower = HeadedTower(
+        family,
+        folder,
+        module,
+        module.classifier,
+        lambda pixels: module(pixel_values=pixels).logits,
+        lambda images: torch.as_tensor(
+            processor(images, return_tensors="pt")["pixel_values"]
+        ).float(),
+    )
     module.classifier = nn.Identity()  # the library pools, and the head scores
     module.head = tower.head  # so that it goes to the device
     return tower

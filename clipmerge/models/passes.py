@@ -1,5 +1,5 @@
-"""Forward passes that fit a device: in 16 bits where it is faster, and with no more images at once
-than memory holds.
+"""Forward passes that fit a device: in 16 bits if that is faster, and in batches that fit into
+memory.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class MicroBatcher:
         """Call ``work`` with the number of images whose activations it may keep; whenever memory
         runs out, call it with half of that number.
 
-        ``work`` must start anew each time, not go on from a failed attempt.
+        ``work`` must start anew each time, without results of a failed attempt.
         """
         while True:
             count = min(self.max_images or images, images)

@@ -59,7 +59,7 @@ class TransformersClip(ImageTextModel):
         return {name: encoded[name] for name in names}
 
     def _text_length(self) -> int:
-        """Count the positions of the text tower; RoBERTa's begin after the one of padding."""
+        """Count the positions of the text tower. Those of RoBERTa begin after its padding index."""
         for name, embedding in self.module.text_model.named_modules():
             if name.endswith(("position_embedding", "position_embeddings")):
                 offset = 0 if embedding.padding_idx is None else embedding.padding_idx + 1
@@ -115,8 +115,8 @@ def _unpack_patches(pixels: Tensor) -> dict[str, Tensor]:
 
 
 def _build_uninitialised(model_class: Any, config: Json) -> Any:
-    """Build a model in float32 and eval mode without initialising its weights, which would take as
-    long as reading them.
+    """Build a model in float32 and eval mode, with uninitialised weights. To initialise them would
+    take as long as to read them.
     """
     with init_empty_weights():
         module = model_class(model_class.config_class.from_dict(config))

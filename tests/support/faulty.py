@@ -1,5 +1,9 @@
-"""The command line, in which a signal arrives in a finalizer of its first pass; test_processes.py."""
+"""The command line with a fault in its first pass; test_processes.py.
 
+``FAULT`` is ``signal`` for a signal in a finalizer, or the rank of a process without memory.
+"""
+
+import os
 import signal
 
 from clipmerge.__main__ import run
@@ -16,7 +20,11 @@ class Interrupted:
 
 
 def ticked(self: Work, work: float) -> None:
-    Interrupted()
+    fault = os.environ["FAULT"]
+    if fault == "signal":
+        Interrupted()
+    if fault == os.environ.get("RANK"):
+        raise MemoryError("no more memory")
     tick(self, work)
 
 
