@@ -15,6 +15,15 @@ def test_the_types_of_the_stub_are_the_names_of_the_module() -> None:
     assert homes == clipmerge._HOMES
 
 
+def test_data_free_functions_need_no_torch() -> None:
+    program = (
+        "import sys\nimport clipmerge\n"
+        "clipmerge.merge, clipmerge.plan, clipmerge.apply, clipmerge.Plan\n"
+        "print({'torch', 'transformers', 'rich'} & set(sys.modules))"
+    )
+    assert python("-c", program, check=True).stdout == "set()\n"
+
+
 def test_the_package_itself_imports_nothing() -> None:
     """Until the command line begins, Ctrl-C prints Python's traceback."""
     program = (

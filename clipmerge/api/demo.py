@@ -28,15 +28,15 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
     Returns:
         The object that ``clipmerge demo --json`` prints.
     """
-    from clipmerge.report.pages import REPORT
+    from clipmerge.report.pages import REPORT, html_page
 
     folder = local_path(output) if output else user_cache("demo")
     pair = prepare(folder)
     models = {"zero-shot": pair.zeroshot, "fine-tuned": pair.finetuned}
-    seconds = {}
+    records = {}
     for recipe in _RECIPES:
         models[recipe] = folder / f"merged-{recipe}"
-        merged = merge(
+        records[recipe] = merge(
             pair.zeroshot,
             pair.finetuned,
             recipe,
@@ -44,22 +44,24 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
             data=pair.calibration,
             overwrite=True,
             progress=progress,
-        )
-        if merged.record is not None:
-            seconds[recipe] = sum(merged.record.seconds.values())
+        ).record
     sources = {"clean": pair.clean, **pair.shifted}
     accuracy = {}
     for name, path in models.items():
         found = evaluate(path, sources, template=TEMPLATE, progress=progress)
         accuracy[name] = found.accuracy
-    return {
+    report = models[best_merge(accuracy)] / REPORT
+    data = {
         "headline": headline(accuracy),
         "folder": str(folder),
         "models": {name: str(path) for name, path in models.items()},
         "accuracy": accuracy,
-        "seconds": seconds,
-        "report": str(models[best_merge(accuracy)] / REPORT),
+        "seconds": {name: sum(made.seconds.values()) for name, made in records.items() if made},
+        "report": str(report),
     }
+    if made := records[best_merge(accuracy)]:  # the main process has it
+        report.write_text(html_page(made, accuracy_table(data)), encoding="utf-8")
+    return data
 
 
 def accuracy_table(data: Json) -> Table:

@@ -172,8 +172,10 @@ def sweep(
         if data is not None:
             journal.warn(*overlap_notes(data, sources))
         check_images(pair, sources if data is None else {**sources, "": data}, opts, journal)
-        # gains are measured against a curve with at least the tenths of alpha
-        alphas = add_tenths(opts.alphas) if recipes or shown else opts.alphas
+        # losses are measured against the fine-tuned model, gains against at least the tenths
+        alphas = sorted({*opts.alphas, 1.0})
+        if recipes or shown:
+            alphas = add_tenths(alphas)
         points = [
             _Point({"alpha": alpha}, partial(WeightPath.set_alpha, alpha=alpha)) for alpha in alphas
         ]
@@ -308,12 +310,8 @@ def _accuracy_rows(
     accuracy = 100 * mean_accuracy(target)
     rows: list[Json] = []
     for number, point in enumerate(points):
-        exceeds = None
-        if 1.0 in alphas:
-            limit = point.max_loss if options.max_loss is None else options.max_loss
-            lost = accuracy[alphas.index(1.0)] - accuracy[number]
-            # accuracies are ratios of counts, so rounding errors are far below 1e-7
-            exceeds = bool(lost > limit + 1e-7)
+        limit = point.max_loss if options.max_loss is None else options.max_loss
+        lost = accuracy[alphas.index(1.0)] - accuracy[number]
         means, gained = {}, {}
         for question, each in by_question.items():
             mean = mean_estimate([right[number] for right in each])
@@ -325,7 +323,8 @@ def _accuracy_rows(
             "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
             "mean": means,
             "gain": gained,
-            "exceeds_max_loss": exceeds,
+            # accuracies are ratios of counts, so rounding errors are far below 1e-7
+            "exceeds_max_loss": bool(lost > limit + 1e-7),
         }
         rows.append(point.about | row)
     return rows

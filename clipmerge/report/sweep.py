@@ -56,7 +56,7 @@ def sweep_sentence(record: Json) -> str:
 
 def _is_recommended(row: Json) -> bool:
     """Whether the gain is surely positive, and the loss on the target within the limit."""
-    return _deciding_interval(row)[0] > 0 and row["exceeds_max_loss"] is False
+    return _deciding_interval(row)[0] > 0 and not row["exceeds_max_loss"]
 
 
 def _deciding_interval(row: Json) -> list[float]:

@@ -74,6 +74,8 @@ def test_it_merges_by_each_recipe_into_a_table(
     assert [row.split()[0] for row in rows] == ["zero-shot", "fine-tuned", *recipes]
     assert all(int(row.split()[-1]) >= 0 for row in rows[2:])
     assert "wise-ft keeps 50.0 of the 50.0% clean accuracy" in ended.out
+    report = tmp_path / "demo" / "merged-wise-ft" / "report.html"
+    assert "Under known shifts" in report.read_text("utf-8")
 
 
 @pytest.mark.nightly
